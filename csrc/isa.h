@@ -1,0 +1,40 @@
+// Which instruction set to run on this host, and how one source is compiled for each.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#define BSFAST_X86 1
+#else
+#define BSFAST_X86 0
+#endif
+
+namespace bsfast {
+
+enum class Isa { baseline, avx2, avx512 };
+
+inline Isa best_isa() {
+#if BSFAST_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+inline const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
+// The instruction set named by a user (tests run all that the host has); an empty name means the best.
+inline Isa isa_from_name(const std::string& name) {
+  const Isa best = best_isa();
+  if (name.empty()) return best;
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (name == isa_name(isa) && isa <= best) return isa;
+  throw std::invalid_argument("isa must be one this host has (at most " + std::string(isa_name(best)) + "), got " + name);
+}
+
+}  // namespace bsfast

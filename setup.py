@@ -1,0 +1,56 @@
+"""Shim that lets setuptools run CMake; every source file and flag is in CMakeLists.txt.
+
+``BSFAST_NATIVE=0`` installs the pure Python package, which runs on stock torch operators.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configure, build and install the native code into the package folder."""
+
+    def run(self) -> None:
+        in_place = self.inplace or self.editable_mode
+        package = (ROOT if in_place else Path(self.build_lib).resolve()) / "bsfast"
+        cmake, ninja = require_tools()
+        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={package}"]
+        for step in (configure, [cmake, "--build", build], [cmake, "--install", build]):
+            subprocess.run([str(part) for part in step], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+def require_tools() -> tuple[str, str]:
+    """Find CMake and Ninja, and check for a compiler, or say what to install."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    found = {"a C++17 compiler": compiler, "cmake": shutil.which("cmake"), "ninja": shutil.which("ninja")}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise SystemExit(
+            f"bsfast: cannot build the native code: {', '.join(missing)} not found. Install it (Debian, Ubuntu: "
+            "apt-get install g++; any system: pip install cmake ninja), or set BSFAST_NATIVE=0 to install bsfast "
+            "without native code, on stock torch operators."
+        )
+    return str(found["cmake"]), str(found["ninja"])
+
+
+native = os.environ.get("BSFAST_NATIVE", "1") != "0"
+setup(
+    ext_modules=[Extension("bsfast._native", sources=[])] if native else [],
+    cmdclass={"build_ext": CMakeBuild},
+)
