@@ -1,9 +1,13 @@
 // 3x3 stride-1 convolution with samples in the vector lanes, written over the vector width and compiled per instruction
-// set (BSFAST_ISA). A worker keeps the three padded input rows it needs in scratch, blocked by lanes, so that every load
-// of the register tile is one aligned vector; each input row is read once, contiguously.
+// set (BSFAST_ISA). A worker keeps the three padded input rows it needs in scratch, blocked by lanes, so that every
+// load of the register tile is one aligned vector; each input row is read once, contiguously.
 #include "cpu/conv3x3.h"
 
 #include <cstring>
+
+#if BSFAST_X86
+#include <immintrin.h>
+#endif
 
 namespace bsfast {
 namespace BSFAST_ISA {
@@ -20,6 +24,8 @@ constexpr int64_t kVectorBytes = 16;
 constexpr int kTileChannels = kVectorBytes == 64 ? 8 : 4;
 constexpr int kTilePixels = kVectorBytes == 64 ? 3 : 2;
 constexpr int64_t kScratchBytes = 512 * 1024;  // half of a 1 MiB second-level cache
+// Larger results cannot stay in the last-level cache: they bypass it, which saves reading each line before writing it.
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
 
 template <class T>
 struct Lanes {
@@ -27,6 +33,20 @@ struct Lanes {
   typedef T Vector __attribute__((vector_size(kVectorBytes), may_alias));
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), may_alias, aligned(sizeof(T))));
 };
+
+// Stores one full, aligned vector past the caches.
+template <class V>
+inline void stream(void* out, V value) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(out), (__m512i)value);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(out), (__m256i)value);
+#elif BSFAST_X86
+  _mm_stream_si128(static_cast<__m128i*>(out), (__m128i)value);
+#else
+  *static_cast<V*>(out) = value;
+#endif
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -91,11 +111,18 @@ void pack_weights(const ConvShape& s, const T* weight, T* packed) {
         *packed++ = o0 + o < s.out_channels ? weight[(o0 + o) * s.in_channels * 9 + i] : T(0);
 }
 
+// Where a tile's results go.
+struct Target {
+  int64_t channel, pixel;  // strides
+  int outputs;             // channels to write, at most kTileChannels
+  int64_t lanes;           // samples to write
+  bool bypass;             // every store is a full aligned vector and goes past the caches
+};
+
 // One register tile: kTileChannels outputs of `Pixels` neighbouring pixels, all lanes.
 template <class T, int Pixels>
 inline __attribute__((always_inline)) void tile(const T* const rows[3], int64_t channel_stride, int64_t in_channels,
-                                                const T* packed, T* y, int64_t y_channel, int64_t y_pixel, int outputs,
-                                                int64_t lanes) {
+                                                const T* packed, T* y, const Target& to) {
   using V = typename Lanes<T>::Vector;
   using U = typename Lanes<T>::Unaligned;
   constexpr int64_t L = Lanes<T>::count;
@@ -119,25 +146,27 @@ inline __attribute__((always_inline)) void tile(const T* const rows[3], int64_t 
   }
 #pragma GCC unroll 8
   for (int o = 0; o < kTileChannels; ++o) {
-    if (o >= outputs) break;
+    if (o >= to.outputs) break;
 #pragma GCC unroll 8
     for (int i = 0; i < Pixels; ++i) {
-      T* out = y + o * y_channel + i * y_pixel;
-      if (lanes >= L)
+      T* out = y + o * to.channel + i * to.pixel;
+      if (to.bypass)
+        stream(out, acc[o][i]);
+      else if (to.lanes >= L)
         *reinterpret_cast<U*>(out) = acc[o][i];
       else
-        std::memcpy(out, &acc[o][i], lanes * sizeof(T));
+        std::memcpy(out, &acc[o][i], to.lanes * sizeof(T));
     }
   }
 }
 
 template <class T, int Pixels>
 inline void tiles(const T* const rows[3], int64_t& w, int64_t end, int64_t channel_stride, int64_t in_channels,
-                  const T* packed, T* y, int64_t y_channel, int64_t y_pixel, int outputs, int64_t lanes) {
+                  const T* packed, T* y, const Target& to) {
   constexpr int64_t L = Lanes<T>::count;
   for (; w + Pixels <= end; w += Pixels) {
     const T* at[3] = {rows[0] + w * L, rows[1] + w * L, rows[2] + w * L};
-    tile<T, Pixels>(at, channel_stride, in_channels, packed, y + w * y_pixel, y_channel, y_pixel, outputs, lanes);
+    tile<T, Pixels>(at, channel_stride, in_channels, packed, y + w * to.pixel, to);
   }
 }
 
@@ -147,21 +176,22 @@ void output_row(const ConvShape& s, const Plan<T>& plan, const T* const staged[3
                 int64_t first_sample) {
   constexpr int64_t L = Lanes<T>::count;
   const int64_t channel_stride = plan.padded_width * L;
-  const int64_t y_channel = s.out_height() * s.out_width() * s.samples;
+  Target to{s.out_height() * s.out_width() * s.samples, s.samples, 0, 0, false};
+  const int64_t y_bytes = s.branches * s.out_channels * to.channel * int64_t(sizeof(T));
+  to.bypass = y_bytes > kStreamBytes && s.samples % L == 0 && reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0;
   for (int64_t o = 0; o < s.out_channels; o += kTileChannels) {
-    const int outputs = s.out_channels - o < kTileChannels ? int(s.out_channels - o) : kTileChannels;
+    to.outputs = s.out_channels - o < kTileChannels ? int(s.out_channels - o) : kTileChannels;
     const T* weights = packed + o * s.in_channels * 9;
     for (int64_t b = 0; b < plan.lane_blocks; ++b) {
-      const int64_t sample = first_sample + b * L, lanes = s.samples - sample;
-      if (lanes <= 0) break;
+      const int64_t sample = first_sample + b * L;
+      to.lanes = s.samples - sample;
+      if (to.lanes <= 0) break;
       const int64_t offset = b * s.in_channels * channel_stride;
       const T* rows[3] = {staged[0] + offset, staged[1] + offset, staged[2] + offset};
-      T* out = y + o * y_channel + sample;
+      T* out = y + o * to.channel + sample;
       int64_t w = 0;
-      tiles<T, kTilePixels>(rows, w, s.out_width(), channel_stride, s.in_channels, weights, out, y_channel, s.samples,
-                            outputs, lanes);
-      tiles<T, 1>(rows, w, s.out_width(), channel_stride, s.in_channels, weights, out, y_channel, s.samples, outputs,
-                  lanes);
+      tiles<T, kTilePixels>(rows, w, s.out_width(), channel_stride, s.in_channels, weights, out, to);
+      tiles<T, 1>(rows, w, s.out_width(), channel_stride, s.in_channels, weights, out, to);
     }
   }
 }
@@ -196,12 +226,14 @@ void run(const ConvShape& s, const T* x, const T* weight, T* y, T* scratch, int6
     }
     const T* input = x + (s.shared_input ? 0 : branch * x_branch);
     for (; staged_until < h + 3; ++staged_until)
-      stage_row(s, plan, input, staged_until - s.pad_height, first_sample,
-                scratch + staged_until % 3 * plan.row_size);
+      stage_row(s, plan, input, staged_until - s.pad_height, first_sample, scratch + staged_until % 3 * plan.row_size);
     const T* staged[3];
     for (int kh = 0; kh < 3; ++kh) staged[kh] = scratch + (h + kh) % 3 * plan.row_size;
     output_row(s, plan, staged, packed, y + branch * y_branch + h * s.out_width() * s.samples, first_sample);
   }
+#if BSFAST_X86
+  _mm_sfence();  // streamed results are visible to whoever waits for this worker
+#endif
 }
 
 }  // namespace

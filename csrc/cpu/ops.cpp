@@ -17,7 +17,8 @@ using torch::stable::Tensor;
 
 template <class T>
 void run_conv3x3(const ConvShape& shape, const Tensor& x, const Tensor& weight, Tensor& out) {
-  static const Conv3x3<T> kernel = conv3x3<T>(isa_from_name(std::getenv("BSFAST_ISA") ? std::getenv("BSFAST_ISA") : ""));
+  static const Conv3x3<T> kernel =
+      conv3x3<T>(isa_from_name(std::getenv("BSFAST_ISA") ? std::getenv("BSFAST_ISA") : ""));
   const T* in = static_cast<const T*>(x.const_data_ptr());
   const T* w = static_cast<const T*>(weight.const_data_ptr());
   T* y = static_cast<T*>(out.mutable_data_ptr());

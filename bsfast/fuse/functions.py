@@ -1,0 +1,275 @@
+"""How functions in forward code run on values of M branches: one row a function, :data:`FUNCTIONS`.
+
+A rule is called as ``rule(function, args, kwargs, branches)`` with :class:`PerBranch` values among the arguments. Methods
+are listed by name. What has no row runs as ``torch.vmap`` of the function.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsfast.fuse.values import PerBranch, aligned, expand, vmapped, wrap
+from bsfast.nn import functional
+from bsfast.nn.functional import over_samples
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Rule = Callable[[Callable[..., Any], Args, Kwargs, int], Any]
+
+
+def pointwise(function: Callable[..., Any], args: Args, kwargs: Kwargs, _: int) -> Any:
+    """Elementwise with broadcasting."""
+    values = aligned([*args, *kwargs.values()])
+    return wrap(function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))))
+
+
+def samplewise(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """Every sample by itself: branches are more samples."""
+    x, *rest = args or (kwargs.pop("input"),)
+    if not isinstance(x, PerBranch) or x.rank < 2:
+        return vmapped(function, (x, *rest), kwargs, branches)
+    parts = {}
+
+    def keep(t: Tensor) -> Tensor:
+        result = function(t, *rest, **kwargs)
+        if isinstance(result, tuple):
+            parts["rest"] = [part.unflatten(0, x.tensor.shape[:2]) for part in result[1:]]
+            result = result[0]
+        return result  # type: ignore[no-any-return]
+
+    y = PerBranch(over_samples(keep, x.tensor))
+    return (y, *map(PerBranch, parts["rest"])) if parts else y
+
+
+def pad(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """Padding of the last axes; of the sample axis only by vmap."""
+    widths = args[1] if len(args) > 1 else kwargs["pad"]
+    inner = isinstance(args[0], PerBranch) and len(widths) < 2 * args[0].rank
+    return (samplewise if inner else vmapped)(function, args, kwargs, branches)
+
+
+def cast(function: Callable[..., Any], args: Args, kwargs: Kwargs, _: int) -> Any:
+    """Change of dtype or device, perhaps to another value's."""
+    return wrap(function(*(arg.tensor if isinstance(arg, PerBranch) else arg for arg in args), **kwargs))
+
+
+def unchanged(_: Callable[..., Any], args: Args, __: Kwargs, ___: int) -> Any:
+    """A change of memory order only; ours is the fused network's own."""
+    return args[0]
+
+
+def _shift(dim: int) -> int:
+    return dim + 1 if dim >= 0 else dim
+
+
+def _shift_all(dims: Any) -> Any:
+    return _shift(dims) if isinstance(dims, int) else tuple(map(_shift, dims))
+
+
+def over_axes(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """Reductions and the like whose second argument names axes; without it, all axes of a branch."""
+    x, *rest = args
+    given = rest.pop(0) if rest else kwargs.get("dim")
+    unusual = isinstance(given, (bool, str, torch.dtype)) or "axis" in kwargs
+    if not isinstance(x, PerBranch) or rest or unusual:
+        return vmapped(function, args, kwargs, branches)
+    if x.rank == 0:
+        return x
+    dims = tuple(range(1, x.tensor.dim())) if given is None else _shift_all(given)
+    return PerBranch(function(x.tensor, **{**kwargs, "dim": dims}))
+
+
+def axes_from(position: int, default: tuple[int, ...] = ()) -> Rule:
+    """Rule for a function whose integer arguments from ``position`` on are axes."""
+
+    def rule(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+        if not isinstance(args[0], PerBranch) or kwargs:
+            return vmapped(function, args, kwargs, branches)
+        dims = args[position:] or default
+        return wrap(function(args[0].tensor, *args[1:position], *map(_shift_all, dims)))
+
+    return rule
+
+
+def permute(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """Reorder the axes of each branch."""
+    x, *dims = args
+    if kwargs or not isinstance(x, PerBranch):
+        return vmapped(function, args, kwargs, branches)
+    order = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    return PerBranch(x.tensor.permute(0, *(1 + dim % x.rank for dim in order)))
+
+
+def reshape(_: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """``view`` and ``reshape``: batch-last memory may need a copy, so both reshape."""
+    x, *shape = args
+    shape = [kwargs["shape"]] if "shape" in kwargs else shape
+    shape = list(shape[0]) if shape and isinstance(shape[0], (tuple, list)) else shape
+    if not isinstance(x, PerBranch) or any(isinstance(size, torch.dtype) for size in shape):
+        return vmapped(Tensor.view, args, kwargs, branches)
+    return PerBranch(x.tensor.reshape(branches, *shape))
+
+
+def flatten(_: Callable[..., Any], args: Args, kwargs: Kwargs, __: int) -> Any:
+    """Merge neighbouring axes of each branch."""
+    x, *ends = args
+    start = ends[0] if ends else kwargs.get("start_dim", 0)
+    end = ends[1] if len(ends) > 1 else kwargs.get("end_dim", -1)
+    if x.rank == 0:
+        return PerBranch(x.tensor.unsqueeze(1))
+    return PerBranch(x.tensor.flatten(_shift(start % x.rank), _shift(end % x.rank)))
+
+
+def size(_: Callable[..., Any], args: Args, kwargs: Kwargs, __: int) -> Any:
+    """Shape that one branch sees."""
+    shape = args[0].tensor.shape[1:]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return shape if dim is None else shape[dim]
+
+
+def attribute(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """``x.shape``, ``x.dtype``, ``x.device``, ..."""
+    x, name = args
+    if name == "shape":
+        return x.tensor.shape[1:]
+    if name == "ndim":
+        return x.rank
+    if name in {"dtype", "device", "is_cuda", "layout"}:
+        return getattr(x.tensor, name)
+    return vmapped(function, args, kwargs, branches)
+
+
+def item(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """``x[...]``: of a tensor, or of a tuple or dict of values."""
+    x, index = args
+    if not isinstance(x, PerBranch):
+        return vmapped(function, args, kwargs, branches) if isinstance(x, Tensor) else x[index]
+    entries = index if isinstance(index, tuple) else (index,)
+    if all(entry is None or entry is Ellipsis or isinstance(entry, (int, slice)) for entry in entries):
+        return PerBranch(x.tensor[(slice(None), *entries)])
+    return vmapped(function, args, kwargs, branches)
+
+
+def join(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """``cat`` and ``stack``."""
+    tensors = args[0] if args else kwargs["tensors"]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return PerBranch(function(expand(list(tensors), branches), _shift(dim)))
+
+
+def rank(_: Callable[..., Any], args: Args, __: Kwargs, ___: int) -> int:
+    """``x.dim()`` of one branch."""
+    return int(args[0].rank)
+
+
+def numel(_: Callable[..., Any], args: Args, __: Kwargs, branches: int) -> int:
+    """Elements that one branch sees."""
+    return int(args[0].tensor.numel() // branches)
+
+
+def own(layer: Callable[..., Any], stacked: tuple[str, ...], takes_shared: bool = False) -> Rule:
+    """Rule for a layer in its functional form: our layer if its parameters are per-branch and its input is too.
+
+    Args:
+        layer: Function of :mod:`bsfast.nn.functional` with the parameters of the stock one, in its order.
+        stacked: Names of the arguments that must be per-branch or None.
+        takes_shared: Whether the layer takes an input shared by all branches.
+
+    Returns:
+        The rule.
+    """
+    names = layer.__code__.co_varnames[: layer.__code__.co_argcount]
+
+    def rule(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+        given = dict(zip(names, args, strict=False)) | {("x" if k == "input" else k): v for k, v in kwargs.items()}
+        x = given["x"]
+        ready = all(given.get(name) is None or isinstance(given[name], PerBranch) for name in stacked)
+        if not ready or set(given) - set(names):
+            return vmapped(function, args, kwargs, branches)
+        plain = {name: value.tensor if isinstance(value, PerBranch) else value for name, value in given.items()}
+        if isinstance(x, PerBranch):
+            return PerBranch(layer(**plain))
+        if takes_shared:
+            return PerBranch(layer(**plain, shared=True))
+        return PerBranch(layer(**{**plain, "x": expand(x, branches)}))
+
+    return rule
+
+
+_UNARY = """abs acos acosh asin asinh atan atanh ceil clamp clip clamp_min clamp_max clone cos cosh detach erf exp expm1
+floor frac log log10 log1p log2 neg negative positive reciprocal relu round rsqrt sigmoid sign sin sinh sqrt square tan
+tanh trunc nan_to_num zeros_like ones_like"""
+_BINARY = """add sub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul addcdiv
+eq ne lt le gt ge logical_and logical_or logical_not xlogy atan2 heaviside hypot"""
+_METHODS = "float half double bfloat16 bool int long type rsub multiply subtract divide"
+_ACTIVATIONS = """relu relu6 leaky_relu elu celu selu gelu silu mish softplus softsign tanhshrink softshrink hardshrink
+hardtanh hardsigmoid hardswish logsigmoid threshold rrelu sigmoid tanh dropout alpha_dropout"""
+_SAMPLEWISE = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool2d interpolate
+pixel_shuffle pixel_unshuffle dropout1d dropout2d dropout3d feature_alpha_dropout local_response_norm"""
+_OPERATORS = (
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
+    *(operator.neg, operator.pos, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    *(operator.and_, operator.or_, operator.xor, operator.invert),
+)
+# May return their input itself; in-place code must know (bsfast/fuse/inplace.py).
+MAY_ALIAS = {F.dropout, F.alpha_dropout, "to", "float", "half", "double", "bfloat16", "type", "type_as", "detach"}
+
+
+def _table() -> dict[Any, Rule]:
+    table: dict[Any, Rule] = dict.fromkeys(_OPERATORS, pointwise)
+    for name in f"{_UNARY} {_BINARY} {_METHODS}".split():
+        table[name] = pointwise
+        if hasattr(torch, name):
+            table[getattr(torch, name)] = pointwise
+    for name in _ACTIVATIONS.split():
+        table[getattr(F, name)] = pointwise
+    for name in _SAMPLEWISE.split():
+        table[getattr(F, name)] = samplewise
+        if hasattr(torch, name):
+            table[getattr(torch, name)] = samplewise
+    for name in ("mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "logsumexp"):
+        table |= {name: over_axes, getattr(torch, name): over_axes}
+    for name, rule in {
+        "unsqueeze": axes_from(1),
+        "transpose": axes_from(1),
+        "chunk": axes_from(2, default=(0,)),
+        "permute": permute,
+        "reshape": reshape,
+        "flatten": flatten,
+        "numel": numel,
+    }.items():
+        table |= {name: rule, getattr(torch, name): rule}
+    table |= {torch.cat: join, torch.concat: join, torch.concatenate: join, torch.stack: join}
+    table |= {"view": reshape, "size": size, "dim": rank, "ndimension": rank, "contiguous": unchanged}
+    table |= {F.pad: pad, "to": cast, "type_as": cast}
+    table |= {getattr: attribute, operator.getitem: item}
+    table |= {
+        F.conv2d: own(functional.conv2d, ("weight", "bias"), takes_shared=True),
+        torch.conv2d: own(functional.conv2d, ("weight", "bias"), takes_shared=True),
+        F.linear: own(functional.linear, ("weight", "bias"), takes_shared=True),
+        F.batch_norm: own(functional.batch_norm, ("running_mean", "running_var", "weight", "bias")),
+        F.instance_norm: own(functional.instance_norm, ("running_mean", "running_var", "weight", "bias")),
+        F.group_norm: own(functional.group_norm, ("weight", "bias")),
+        F.layer_norm: own(functional.layer_norm, ("weight", "bias")),
+        F.prelu: own(functional.prelu, ("weight",)),
+        torch.prelu: own(functional.prelu, ("weight",)),
+    }
+    return table
+
+
+FUNCTIONS: dict[Any, Rule] = _table()
+
+# Functions that draw random numbers: they run per branch even on inputs that all branches share.
+RANDOM: set[Any] = {
+    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial),
+    *(torch.rand_like, torch.randn_like, torch.randint_like, torch.poisson),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(F.rrelu, F.gumbel_softmax, F.fractional_max_pool2d),
+    *("bernoulli", "multinomial", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geometric_"),
+    *("cauchy_", "log_normal_"),
+}

@@ -1,0 +1,180 @@
+"""A traced graph as a flat list of steps, run on values of M branches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from bsfast.fuse.functions import FUNCTIONS, RANDOM
+from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
+from bsfast.layout import to_batch_last
+from bsfast.nn.vmapped import call_vmapped
+from bsfast.ops import plan
+
+
+def enter(value: Any) -> Any:
+    """Bring an input into the memory order that the network runs in: images, maybe batch-last."""
+    tensor = value.tensor if isinstance(value, PerBranch) else value
+    is_image = isinstance(tensor, Tensor) and tensor.is_floating_point()
+    if not is_image or tensor.dim() - isinstance(value, PerBranch) != 4:
+        return value
+    order = plan.memory_order(device=tensor.device.type, dtype=tensor.dtype, samples=tensor.shape[-4])
+    if order.algorithm != "batch_last":
+        return value
+    return PerBranch(to_batch_last(tensor)) if isinstance(value, PerBranch) else to_batch_last(tensor)
+
+
+class Ref(NamedTuple):
+    """Reference to the value of an earlier step."""
+
+    name: str
+
+
+class Method:
+    """A call of a tensor's method as a function."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the method of ``x``."""
+        return getattr(x, self.name)(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the graph.
+
+    Attributes:
+        op: As ``torch.fx.Node.op``.
+        target: Name of an input, parameter, module or method, or a function.
+        args: Positional arguments with :class:`Ref` for values.
+        kwargs: Named arguments, likewise.
+        name: The node's name.
+        scope: Path of the module whose forward it belongs to.
+        last_use_of: Values that no later step needs.
+    """
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    scope: str
+    last_use_of: tuple[str, ...]
+
+
+class Program:
+    """What a fused network runs for one mode and one choice of constant arguments.
+
+    Attributes:
+        steps: In order; empty if the branches run by vmap as a whole.
+        why_vmap: Paths of modules that run by vmap, each with the reason.
+    """
+
+    def __init__(self, graph: fx.Graph | None, why_vmap: dict[str, str]) -> None:
+        self.steps = tuple(_steps(graph)) if graph is not None else ()
+        self.why_vmap = why_vmap
+
+    def same_steps(self, other: "Program") -> bool:
+        """Say whether two programs compute the same."""
+        return self.steps == other.steps
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        return self  # never changes
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # not pickled: the network traces again when it needs it
+
+    def run(self, net: nn.Module, skeleton: nn.Module, inputs: dict[str, Any], branches: int) -> Any:
+        """Run all steps.
+
+        Args:
+            net: Module tree with the stacked parameters.
+            skeleton: One branch without data.
+            inputs: Tensors by argument name, per-branch or shared.
+            branches: M.
+
+        Returns:
+            The branches' result; tensors per-branch or shared.
+        """
+        if not self.steps:
+            return wrap(call_vmapped(net, skeleton, (), expand(inputs, branches)))
+        values: dict[str, Any] = {}
+        for step in self.steps:
+            if step.op == "output":
+                return _resolve(step.args[0], values)
+            values[step.name] = run_step(step, net, values, inputs, branches)
+            for name in step.last_use_of:
+                del values[name]
+        raise RuntimeError("Branched: the traced graph has no output")
+
+
+def _steps(graph: fx.Graph) -> Iterator[Step]:
+    nodes = list(graph.nodes)
+    last_use: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        for used in (*node.all_input_nodes, node):
+            last_use[used] = node
+    for node in nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: Ref(other.name))
+        done = tuple(used.name for used, user in last_use.items() if user is node)
+        yield Step(node.op, node.target, args, kwargs, node.name, node.meta.get("scope", ""), done)
+
+
+def _resolve(argument: Any, values: dict[str, Any]) -> Any:
+    if isinstance(argument, Ref):
+        return values[argument.name]
+    if isinstance(argument, (tuple, list)):
+        return type(argument)([_resolve(entry, values) for entry in argument])
+    if isinstance(argument, dict):
+        return {key: _resolve(entry, values) for key, entry in argument.items()}
+    if isinstance(argument, slice):
+        return slice(*(_resolve(entry, values) for entry in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[str, Any], branches: int) -> Any:
+    """Compute the value of one step; errors name it.
+
+    Args:
+        step: The step.
+        net: Module tree with the stacked parameters.
+        values: Values of earlier steps by name.
+        inputs: Tensors by argument name.
+        branches: M.
+
+    Returns:
+        The value.
+    """
+    if step.op == "placeholder":
+        return pytree.tree_map(enter, inputs[step.target])
+    if step.op == "get_attr":
+        path, _, leaf = step.target.rpartition(".")
+        return PerBranch(getattr(net.get_submodule(path), leaf))
+    args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+    if torch.compiler.is_compiling():
+        return _call(step, net, args, kwargs, branches)
+    try:
+        return _call(step, net, args, kwargs, branches)
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        if type(error) not in {ValueError, TypeError, RuntimeError, IndexError} or str(error).startswith("Branched: "):
+            raise
+        raise type(error)(f"Branched: at node {step.name!r}: {error}") from error
+
+
+def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: int) -> Any:
+    if step.op == "call_module":
+        module = net.get_submodule(step.target)
+        if getattr(module, "takes_shared", False) and not any_per_branch((args, kwargs)):
+            return wrap(module(*args, **kwargs, shared=True))
+        return wrap(module(*expand(args, branches), **expand(kwargs, branches)))
+    function = Method(step.target) if step.op == "call_method" else step.target
+    if any_per_branch((args, kwargs)):
+        return FUNCTIONS.get(step.target, vmapped)(function, args, kwargs, branches)
+    if getattr(step.target, "method", step.target) in RANDOM:
+        return vmapped(function, args, kwargs, branches)
+    return function(*args, **kwargs)

@@ -1,0 +1,70 @@
+"""How module classes are fused: one row a class, and the users' own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+import bsfast.nn as bnn
+
+Rule = Callable[[Sequence[Any]], nn.Module]
+
+_RULES: dict[type[nn.Module], Rule] = {
+    nn.Conv2d: bnn.Conv2d.from_branches,
+    nn.Linear: bnn.Linear.from_branches,
+    nn.BatchNorm1d: bnn.BatchNorm.from_branches,
+    nn.BatchNorm2d: bnn.BatchNorm.from_branches,
+    nn.BatchNorm3d: bnn.BatchNorm.from_branches,
+    nn.InstanceNorm2d: bnn.InstanceNorm2d.from_branches,
+    nn.GroupNorm: bnn.GroupNorm.from_branches,
+    nn.LayerNorm: bnn.LayerNorm.from_branches,
+    nn.PReLU: bnn.PReLU.from_branches,
+    nn.Dropout: bnn.Pointwise.from_branches,
+    nn.AlphaDropout: bnn.Pointwise.from_branches,
+    nn.RReLU: bnn.Pointwise.from_branches,
+    nn.Dropout1d: bnn.Samplewise.from_branches,
+    nn.Dropout2d: bnn.Samplewise.from_branches,
+    nn.Dropout3d: bnn.Samplewise.from_branches,
+    nn.FeatureAlphaDropout: bnn.Samplewise.from_branches,
+}
+# Activations, pooling, Upsample, Flatten, Identity, Sequential, ... have no parameters and need no row: they are traced
+# through to the functions they call, which bsfast/fuse/functions.py lists.
+
+_DESCRIPTIVE = {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__repr__", "extra_repr"}
+_DESCRIPTIVE |= {"reset_parameters", "__constants__", "__static_attributes__", "__firstlineno__"}
+
+
+def register_rule(module: type[nn.Module], rule: Rule) -> None:
+    """Say how modules of a class are fused; replaces an earlier rule for the class.
+
+    Args:
+        module: Class of the branches' modules; subclasses that override a method are not covered.
+        rule: Called with the M modules of one place in the branches; returns one module whose ``forward`` takes and
+            returns tensors with a leading branch axis, and whose parameters and buffers have the original names and axis
+            0 = M. :meth:`bsfast.nn.StackedModule.from_branches` of a subclass does the stacking.
+
+    Raises:
+        TypeError: If ``module`` is not a module class or ``rule`` cannot be called.
+    """
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise TypeError(f"register_rule: module must be a subclass of torch.nn.Module, got {module!r}")
+    if not callable(rule):
+        raise TypeError(f"register_rule: rule must be callable with a list of M modules, got {rule!r}")
+    _RULES[module] = rule
+
+
+def find_rule(module: nn.Module) -> Rule | None:
+    """Return the rule of the nearest class whose behaviour the module has not overridden.
+
+    Args:
+        module: Module of a branch.
+
+    Returns:
+        The rule, or None.
+    """
+    for cls in type(module).__mro__:
+        if cls in _RULES:
+            return _RULES[cls]
+        if set(vars(cls)) - _DESCRIPTIVE:
+            return None
+    return None

@@ -1,0 +1,178 @@
+"""Layers as functions of M branches: activations ``(M, N, C, ...)``, parameters with axis 0 = M.
+
+Each is equivalent to ``torch.stack`` of the ``torch.nn.functional`` function of the same name over branches, and takes the
+same settings. An input shared by all branches, without the M axis, is allowed where ``shared`` says so.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsfast import ops
+from bsfast.layout import is_batch_last, to_batch_last
+
+Size = int | Sequence[int]
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    shared: bool = False,
+) -> Tensor:
+    """``F.conv2d`` of each branch; ``x`` is ``(M, N, C, H, W)``, or ``(N, C, H, W)`` if shared; N may be absent."""
+    batch_axis = 0 if shared else 1
+    unbatched = x.dim() == batch_axis + 3
+    if unbatched:
+        x = x.unsqueeze(batch_axis)
+    if isinstance(padding, str):
+        x, padding = _pad_by_name(x, padding, weight, stride, dilation)
+    y = ops.conv2d(
+        x, weight, stride=_as_pair(stride), padding=_as_pair(padding), dilation=_as_pair(dilation), groups=groups
+    )
+    if bias is not None:
+        y = y + bias[:, None, :, None, None].to(y.dtype)
+    return y.squeeze(1) if unbatched else y
+
+
+def _as_pair(value: Size) -> int | tuple[int, int]:
+    return value if isinstance(value, int) else (value[0], value[-1])
+
+
+def _pad_by_name(x: Tensor, padding: str, weight: Tensor, stride: Size, dilation: Size) -> tuple[Tensor, Size]:
+    if padding == "valid":
+        return x, 0
+    if padding != "same" or _as_pair(stride) not in {1, (1, 1)}:
+        raise ValueError(
+            f"conv2d: padding must be 'valid', 'same' with stride 1, an int or a pair, got {padding!r} with {stride=}"
+        )
+    dilations = (dilation, dilation) if isinstance(dilation, int) else dilation
+    total = [d * (k - 1) for d, k in zip(dilations, weight.shape[-2:], strict=True)]
+    if all(t % 2 == 0 for t in total):
+        return x, (total[0] // 2, total[1] // 2)
+    return F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)), 0
+
+
+def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+    """``F.pad`` of images ``(M, N, C, H, W)`` or ``(N, C, H, W)``, in any mode."""
+    if mode == "constant" or x.dim() == 4:
+        return F.pad(x, list(padding), mode)
+    return over_samples(lambda t: F.pad(t, list(padding), mode), x)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shared: bool = False) -> Tensor:
+    """``F.linear`` of each branch; ``x`` is ``(M, N, ..., in_features)``, or without M if shared."""
+    branches, out_features, in_features = weight.shape
+    if x.shape[-1] != in_features:
+        raise ValueError(f"linear: x must have in_features={in_features} on its last axis, got shape {tuple(x.shape)}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"linear: x must have weight's dtype {weight.dtype}, got {x.dtype}")
+    if shared:  # one product for all branches
+        y = F.linear(x, weight.flatten(0, 1)).unflatten(-1, (branches, out_features)).movedim(-2, 0)
+        return y if bias is None else y + bias.view(branches, *[1] * (x.dim() - 1), out_features).to(y.dtype)
+    rows = x.reshape(branches, -1, in_features)
+    y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return y.view(*x.shape[:-1], out_features)
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.batch_norm`` of each branch: statistics over samples and space, of each branch by itself."""
+    if x.shape[2] != (weight.shape[1] if weight is not None else x.shape[2]):
+        raise ValueError(f"batch_norm: x must have C={weight.shape[1]} channels, got {tuple(x.shape)}")  # type: ignore[union-attr]
+    flat = [None if t is None else t.reshape(-1) for t in (weight, bias)]
+    running = [None if t is None else t.view(-1) for t in (running_mean, running_var)]  # views: updated in place
+    arguments = (*running, *flat, training, momentum, eps)
+    if x.dim() == 5 and is_batch_last(x):  # [M][C][H][W][N]: every channel of every branch is one contiguous row
+        rows = x.movedim(1, -1)
+        return F.batch_norm(rows.reshape(1, -1, rows[0, 0].numel()), *arguments).view(rows.shape).movedim(-1, 1)
+    y = F.batch_norm(x.transpose(0, 1).flatten(1, 2), *arguments)
+    return y.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+
+
+def instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.instance_norm`` of each branch: statistics over space, of each sample and channel by itself."""
+    if not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise ValueError("instance_norm: running statistics must be given when use_input_stats is False, got None")
+        y = affine(x, running_var.add(eps).rsqrt(), None, -running_mean)
+        return affine(y, weight, bias)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            variance, mean = torch.var_mean(x.flatten(3), dim=3)
+            running_mean.lerp_(mean.mean(1).to(running_mean.dtype), momentum)
+            running_var.lerp_(variance.mean(1).to(running_var.dtype), momentum)
+    return affine(over_samples(lambda t: F.instance_norm(t, eps=eps), x), weight, bias)
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``F.group_norm`` of each branch."""
+    return affine(over_samples(lambda t: F.group_norm(t, num_groups, eps=eps), x), weight, bias)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.layer_norm`` of each branch: statistics over the last axes."""
+    y = F.layer_norm(x, tuple(normalized_shape), eps=eps)
+    free = (1,) * (x.dim() - 1 - len(normalized_shape))
+    if weight is not None:
+        y = y * weight.view(weight.shape[0], *free, *normalized_shape)
+    if bias is not None:
+        y = y + bias.view(bias.shape[0], *free, *normalized_shape)
+    return y
+
+
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.prelu`` of each branch; ``weight`` is ``(M, 1)`` or ``(M, C)``."""
+    return torch.where(x > 0, x, x * per_channel(weight, x.dim()))
+
+
+def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None, before: Tensor | None = None) -> Tensor:
+    """(x + before) * scale + shift with ``(M, C)`` coefficients, each optional."""
+    if before is not None:
+        x = x + per_channel(before, x.dim())
+    if scale is not None:
+        x = x * per_channel(scale, x.dim())
+    return x if shift is None else x + per_channel(shift, x.dim())
+
+
+def per_channel(values: Tensor, dim: int) -> Tensor:
+    """View ``(M, C)`` so that it broadcasts against ``(M, N, C, ...)`` with ``dim`` axes."""
+    return values.view(values.shape[0], 1, values.shape[1], *[1] * (dim - 3)) if dim > 2 else values
+
+
+def over_samples(function, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """Apply a function of ``(N, ...)`` that treats samples alike to ``(M, N, ...)``, as M*N samples; keeps the memory order."""
+    y = function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return to_batch_last(y) if x.dim() == 5 and y.dim() == 5 and is_batch_last(x) else y

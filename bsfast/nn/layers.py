@@ -1,0 +1,168 @@
+"""Branched layers: each the M-branch form of the ``torch.nn`` module of the same name.
+
+They take ``(M, N, ...)``; with ``shared=True``, those that ``takes_shared`` take one ``(N, ...)`` input for all branches.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bsfast.nn import functional
+from bsfast.nn.stacked import StackedModule
+
+
+class Conv2d(StackedModule):
+    """M ``torch.nn.Conv2d``; weight ``(M, C_out, C_in / groups, kH, kW)``, bias ``(M, C_out)``."""
+
+    takes_shared = True
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor, *, shared: bool = False) -> Tensor:
+        """Convolve ``(M, N, C_in, H, W)``, or one ``(N, C_in, H, W)`` with the weights of every branch."""
+        own: nn.Conv2d = self.settings  # type: ignore[assignment]
+        padding = own.padding
+        if own.padding_mode != "zeros":
+            x = functional.pad(x, own._reversed_padding_repeated_twice, own.padding_mode)
+            padding = 0  # type: ignore[assignment]
+        return functional.conv2d(
+            x, self.weight, self.bias, own.stride, padding, own.dilation, own.groups, shared=shared
+        )
+
+
+class Linear(StackedModule):
+    """M ``torch.nn.Linear``; weight ``(M, out_features, in_features)``, bias ``(M, out_features)``."""
+
+    takes_shared = True
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, x: Tensor, *, shared: bool = False) -> Tensor:
+        """Map ``(M, N, ..., in_features)``, or one ``(N, ..., in_features)`` with the weights of every branch."""
+        return functional.linear(x, self.weight, self.bias, shared=shared)
+
+
+class BatchNorm(StackedModule):
+    """M ``torch.nn.BatchNorm1d``, ``2d`` or ``3d``; every branch has its own statistics, ``(M, C)``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(M, N, C, ...)`` over samples and space."""
+        own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
+        own._check_input_dim(x[0])
+        use_batch = self.training or self.running_mean is None
+        momentum = own.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                self._average(x)
+        update = self.training and momentum is not None
+        keep = update or not use_batch  # which statistics F.batch_norm sees
+        return functional.batch_norm(
+            x,
+            self.running_mean if keep else None,
+            self.running_var if keep else None,
+            self.weight,
+            self.bias,
+            use_batch,
+            0.0 if momentum is None else momentum,
+            own.eps,
+        )
+
+    def _average(self, x: Tensor) -> None:
+        """Cumulative averages (momentum=None), whose factor 1 / batches may differ between branches."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        with torch.no_grad():
+            variance, mean = torch.var_mean(x, dim=[axis for axis in range(1, x.dim()) if axis != 2])
+            factor = (1.0 / self.num_batches_tracked.double()).to(mean.dtype).unsqueeze(1)
+            self.running_mean.lerp_(mean, factor.expand_as(mean))
+            self.running_var.lerp_(variance, factor.expand_as(mean))
+
+
+class InstanceNorm2d(StackedModule):
+    """M ``torch.nn.InstanceNorm2d``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(M, N, C, H, W)`` over space."""
+        own: nn.InstanceNorm2d = self.settings  # type: ignore[assignment]
+        own._check_input_dim(x[0])
+        if x.shape[2] != own.num_features and own.affine:
+            raise ValueError(f"InstanceNorm2d: x must have C={own.num_features} channels, got {tuple(x.shape)}")
+        use_input = self.training or not own.track_running_stats
+        momentum = 0.0 if own.momentum is None else own.momentum
+        return functional.instance_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, use_input, momentum, own.eps
+        )
+
+
+class GroupNorm(StackedModule):
+    """M ``torch.nn.GroupNorm``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(M, N, C, ...)`` over groups of channels and space."""
+        own: nn.GroupNorm = self.settings  # type: ignore[assignment]
+        return functional.group_norm(x, own.num_groups, self.weight, self.bias, own.eps)
+
+
+class LayerNorm(StackedModule):
+    """M ``torch.nn.LayerNorm``."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(M, N, ...)`` over the last axes."""
+        own: nn.LayerNorm = self.settings  # type: ignore[assignment]
+        return functional.layer_norm(x, own.normalized_shape, self.weight, self.bias, own.eps)
+
+
+class PReLU(StackedModule):
+    """M ``torch.nn.PReLU``, each with its own slopes."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to ``(M, N, C, ...)``."""
+        return functional.prelu(x, self.weight)
+
+
+class Pointwise(nn.Module):
+    """A module without parameters that treats all elements alike, such as Dropout: M branches are just more elements."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @classmethod
+    def from_branches(cls, branches: Sequence[nn.Module]) -> "Pointwise":
+        """Copy the first branch's module, which the others equal."""
+        return cls(copy.deepcopy(branches[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to ``(M, N, ...)``."""
+        result: Tensor = self.module(x)
+        return result
+
+
+class Samplewise(Pointwise):
+    """A module without parameters that treats all samples alike, such as Dropout2d: M branches are just more samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to ``(M, N, ...)``."""
+        return functional.over_samples(self.module, x)

@@ -1,0 +1,155 @@
+"""Stacking the tensors of M modules along a new axis 0, and taking them apart again, bit for bit."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Container(nn.Module):
+    """A node of the module tree that only holds names."""
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by dotted name, tied ones under each of their names."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def copy_with(module: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """Deep-copy a module with its tensors replaced; ties between tensors and all other attributes are kept.
+
+    Args:
+        module: Any module.
+        replace: (dotted name, tensor) -> tensor of the copy; called once for each distinct tensor.
+
+    Returns:
+        The copy.
+    """
+    memo: dict[int, Tensor] = {}
+    for name, tensor in tensors_of(module).items():
+        if id(tensor) in memo:
+            continue
+        new = replace(name, tensor.detach())
+        memo[id(tensor)] = (
+            nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new.detach()
+        )
+    return copy.deepcopy(module, memo)  # type: ignore[arg-type]
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """Copy a module without its data: every parameter and buffer is on the meta device."""
+    return copy_with(module, lambda _, tensor: tensor.to("meta"))
+
+
+def adopt_tensors(root: nn.Module, branches: Sequence[nn.Module], done: Callable[[str], bool] = lambda _: False) -> None:
+    """Register the stacked tensors of M modules under their dotted names, ties included; missing inner nodes are made.
+
+    Args:
+        root: Root of the new tree.
+        branches: M modules whose tensors agree in names and shapes.
+        done: Says of a module's path that it and its tensors are in the new tree already.
+    """
+    tensors = [tensors_of(branch) for branch in branches]
+    leaders: dict[int, Tensor] = {}
+    for path, module in branches[0].named_modules(remove_duplicate=False):
+        owner = descend(root, path)
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            dotted = f"{path}.{name}" if path else name
+            home = owner._parameters if name in module._parameters else owner._buffers
+            if tensor is None:
+                if not done(path):
+                    home[name] = None
+                continue
+            if id(tensor) not in leaders:
+                leaders[id(tensor)] = home[name] if done(path) else stack([own[dotted] for own in tensors])  # type: ignore[assignment]
+            home[name] = leaders[id(tensor)]
+            if name in module._non_persistent_buffers_set:
+                owner._non_persistent_buffers_set.add(name)
+
+
+def descend(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path; missing inner nodes are made."""
+    for name in path.split(".") if path else []:
+        if name not in root._modules:
+            root.add_module(name, Container())
+        child = root._modules[name]
+        assert child is not None  # noqa: S101 (for the type checker: only modules are added)
+        root = child
+    return root
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors along a new axis 0; parameters give a parameter with the same ``requires_grad``."""
+    stacked = torch.stack([tensor.detach() for tensor in tensors])
+    first = tensors[0]
+    return nn.Parameter(stacked, first.requires_grad) if isinstance(first, nn.Parameter) else stacked
+
+
+class StackedModule(nn.Module):
+    """M modules of one architecture as one: same dotted names, every parameter and buffer with axis 0 = M.
+
+    Subclasses compute. ``from_branches`` makes one from M modules, ``to_branches`` gives them back.
+
+    Attributes:
+        num_branches: M.
+    """
+
+    num_branches: int
+    takes_shared = False  # whether forward takes shared=True: one input for all branches
+    _skeletons: tuple[nn.Module, ...]
+
+    @classmethod
+    def from_branches(cls, branches: Sequence[nn.Module]) -> "StackedModule":
+        """Stack M modules; they are copied and stay usable.
+
+        Args:
+            branches: Modules whose parameters agree in names, shapes, dtypes and devices.
+
+        Returns:
+            The stacked module, in the mode (training or not) of the first branch.
+
+        Raises:
+            ValueError: If there is no module.
+        """
+        if not branches:
+            raise ValueError(f"{cls.__name__}.from_branches: branches must hold at least one module, got none")
+        stacked = cls()
+        stacked.num_branches = len(branches)
+        stacked._skeletons = tuple(skeleton(branch) for branch in branches)
+        adopt_tensors(stacked, branches)
+        stacked.train(branches[0].training)
+        return stacked
+
+    def to_branches(self) -> list[nn.Module]:
+        """Return M plain modules with the original names and the current values.
+
+        Returns:
+            Copies, on the device and in the mode of this module; changing them does not change it.
+        """
+        now = tensors_of(self)
+        branches = []
+        for k, bones in enumerate(self._skeletons):
+            branch = copy_with(bones, lambda name, _, k=k: now[name].detach()[k].clone())  # type: ignore[misc]
+            requires_grad = {name: tensor.requires_grad for name, tensor in now.items()}
+            for name, parameter in branch.named_parameters():
+                parameter.requires_grad_(requires_grad[name])
+            for name, module in branch.named_modules():
+                module.training = _mode(self, name)
+            branches.append(branch)
+        return branches
+
+    @property
+    def settings(self) -> nn.Module:
+        """A module with the settings (stride, eps, ...) that all branches share; it has no data."""
+        return self._skeletons[0]
+
+
+def _mode(root: nn.Module, path: str) -> bool:
+    """Training flag of the deepest module on a path."""
+    for name in path.split(".") if path else []:
+        child = root._modules.get(name)
+        if child is None:
+            break
+        root = child
+    return root.training

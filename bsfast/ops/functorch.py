@@ -1,0 +1,23 @@
+"""The one place that reads torch's private stack of function transforms; tested on every torch."""
+
+
+def forward_mode_levels() -> int:
+    """Count the forward-mode levels (``jvp``, ``jacfwd``) that torch.func has active.
+
+    ``torch.autograd.Function.jvp`` is silently wrong under two or more of them, so operators must know.
+
+    Returns:
+        Number of active levels.
+
+    Raises:
+        RuntimeError: If this torch hides the stack.
+    """
+    try:
+        from torch._C._functorch import TransformType
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+    except ImportError as error:
+        raise RuntimeError(
+            "bsfast: this torch hides torch.func's stack of transforms, and nested forward mode would be silently "
+            "wrong; use a torch version that CHANGELOG.md lists as tested"
+        ) from error
+    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
