@@ -1,0 +1,1 @@
+"""The paper's experiments; run them with ``python -m experiments``."""

@@ -1,0 +1,1 @@
+"""What all experiments share: records, reports, data, the training loop and the command line."""
