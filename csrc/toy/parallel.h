@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -22,7 +23,11 @@ inline void train(const Toy& toy, Isa isa, int64_t num_threads) {
   for (auto& s : scratch) s.reset(static_cast<double*>(::operator new[](bytes, std::align_val_t(64))));
   int64_t next_trial = 0;
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < scratch.size(); ++i) threads.emplace_back(trainer.run, toy, &next_trial, scratch[i].get());
+  try {
+    for (size_t i = 1; i < scratch.size(); ++i) threads.emplace_back(trainer.run, toy, &next_trial, scratch[i].get());
+  } catch (const std::system_error&) {
+    // The system grants no more threads: those that run do all the work.
+  }
   trainer.run(toy, &next_trial, scratch[0].get());
   for (auto& thread : threads) thread.join();
 }

@@ -1,0 +1,42 @@
+"""``python -m bsfast``: versions, devices, backends, and the reason for each refusal."""
+
+import platform
+import sys
+
+import torch
+
+import bsfast
+from bsfast.ops.backend import BACKENDS
+
+
+def describe() -> str:
+    """Describe this installation, a line a fact.
+
+    Returns:
+        Text to paste into a bug report.
+    """
+    lines = [
+        ("bsfast", bsfast.__version__),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("instruction set", _instruction_set()),
+        *((f"device cuda:{k}", torch.cuda.get_device_name(k)) for k in range(torch.cuda.device_count())),
+    ]
+    for backend in BACKENDS:
+        state = "ready" if backend.why_not is None else f"not used: {backend.why_not}"
+        lines.append((f"backend {backend.name} ({backend.device})", state))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
+
+
+def _instruction_set() -> str:
+    try:
+        from bsfast._native import instruction_set
+    except ImportError:
+        return "unknown: the native module is not built"
+    return str(instruction_set())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(describe() + "\n")

@@ -1,0 +1,105 @@
+"""The raw convolution operators: what each computes on this host, and a fake of it for tracing.
+
+Shapes as in :mod:`bsfast.ops.conv2d`. Batch-last activations (:mod:`bsfast.layout`) give batch-last results, any others
+contiguous ones; of two activations the first decides.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfast.layout import batch_last_strides, empty_batch_last, is_batch_last, to_batch_last
+from bsfast.ops import conv2d_stock, plan
+
+Pair = tuple[int, int]
+
+
+def conv2d(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    """Convolve each branch."""
+    chosen = plan.conv2d(_problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    if chosen.algorithm == "native":
+        return _conv3x3(x, weight, output_shape(x.shape, weight.shape, *geometry[:3]), geometry[1])
+    return _ordered(conv2d_stock.conv2d(x, weight, *geometry, algorithm=chosen.algorithm), x)
+
+
+def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    """Allocate the result of conv2d and note its plan, for reports."""
+    plan.conv2d(_problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
+
+
+def input_grad(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:
+    """Gradient with respect to the input."""
+    chosen = plan.conv2d_input_grad(_problem(grad, weight.shape[-2:], *geometry, shared=len(input_size) == 4))
+    if chosen.algorithm == "native":
+        # The adjoint of a 3x3 stride-1 convolution is one with the flipped, transposed weights.
+        padding = geometry[1]
+        flipped = weight.flip(-1, -2).transpose(1, 2)
+        return _conv3x3(grad, flipped, input_size, (2 - padding[0], 2 - padding[1]))
+    x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
+    return _ordered(x_grad, grad)
+
+
+def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:  # noqa: ARG001
+    """Allocate the result of conv2d_input_grad."""
+    return _empty(input_size, grad)
+
+
+def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
+    """Gradient with respect to the weights."""
+    chosen = plan.conv2d_weight_grad(_problem(x, kernel_size, *geometry, shared=x.dim() == 4))
+    w_grad = conv2d_stock.conv2d_weight_grad(x, grad, tuple(kernel_size), *geometry, algorithm=chosen.algorithm)
+    return w_grad.contiguous()
+
+
+def weight_grad_fake(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
+    """Allocate the result of conv2d_weight_grad."""
+    return x.new_empty((grad.shape[0], grad.shape[2], x.shape[-3] // geometry[3], *kernel_size))
+
+
+def output_shape(
+    x_shape: Sequence[int], weight_shape: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+) -> tuple[int, ...]:
+    """Shape ``(M, N, C_out, H_out, W_out)`` of the convolution."""
+    sizes = zip(x_shape[-2:], weight_shape[-2:], stride, padding, dilation, strict=True)
+    space = [(size + 2 * pad - dilate * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilate in sizes]
+    return (weight_shape[0], x_shape[-4], weight_shape[1], *space)
+
+
+def _problem(
+    activation: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    shared: bool,
+) -> plan.Conv2d:
+    pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return plan.Conv2d(
+        device=activation.device.type,
+        dtype=activation.dtype,
+        batch_last=is_batch_last(activation),
+        shared=shared,
+        groups=groups,
+        **{name: (pair[0], pair[1]) for name, pair in pairs.items()},
+    )
+
+
+def _conv3x3(x: Tensor, weight: Tensor, shape: Sequence[int], padding: Pair) -> Tensor:
+    out = empty_batch_last(shape, dtype=x.dtype, device=x.device)
+    torch.ops.bsfast.conv3x3(x, weight.contiguous(), out, *padding)
+    return out
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    if is_batch_last(like):
+        return like.new_empty_strided(tuple(shape), batch_last_strides(shape))
+    return like.new_empty(tuple(shape))
+
+
+def _ordered(y: Tensor, like: Tensor) -> Tensor:
+    return to_batch_last(y) if is_batch_last(like) else y.contiguous()
