@@ -1,7 +1,7 @@
 """The batch-last memory format: a logical ``(M, N, C, H, W)`` tensor whose samples are innermost in memory.
 
-It is a memory format in the way ``torch.channels_last`` is one: shapes, indexing and every aten operator work unchanged;
-only the strides are those of ``[M][C][H][W][N]``. Inputs shared by all branches have no M axis.
+It is a memory format in the way ``torch.channels_last`` is one: shapes, indexing and every aten operator work
+unchanged; only the strides are those of ``[M][C][H][W][N]``. Inputs shared by all branches have no M axis.
 """
 
 import math
@@ -24,10 +24,18 @@ def to_batch_last(x: Tensor) -> Tensor:
 
 
 def is_batch_last(x: Tensor) -> bool:
-    """Say whether a 4-D or 5-D tensor is dense with its samples innermost in memory."""
-    if x.dim() not in {4, 5}:
-        return False
-    return _same_strides(x, batch_last_strides(x.shape))
+    """Say whether a 4-D or 5-D tensor is dense with its samples innermost in memory.
+
+    Where sizes of 1 make the two orders the same (one sample, or one pixel of one channel) the tensor counts as
+    contiguous, and so does an empty one: nothing could be won by treating its samples as vector lanes.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        Whether its memory order is ``[M][C][H][W][N]``, and not also ``[M][N][C][H][W]``.
+    """
+    return x.dim() in {4, 5} and not x.is_contiguous() and _same_strides(x, batch_last_strides(x.shape))
 
 
 def empty_batch_last(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -27,13 +27,13 @@ inline Isa best_isa() {
 inline const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
 // The instruction set named by a user (tests run all that the host has); an empty name means the best.
-inline Isa isa_from_name(const std::string& name) {
+inline Isa isa_from_name(const std::string& name, const std::string& argument = "isa") {
   const Isa best = best_isa();
   if (name.empty()) return best;
   for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
     if (name == isa_name(isa) && isa <= best) return isa;
-  throw std::invalid_argument("isa must be one this host has (at most " + std::string(isa_name(best)) + "), got " +
-                              name);
+  throw std::invalid_argument(argument + " must be an instruction set of this host (baseline to " + isa_name(best) +
+                              "), got " + name);
 }
 
 }  // namespace bsfast

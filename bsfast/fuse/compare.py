@@ -1,13 +1,15 @@
 """Are M branches one architecture? Each check names the first difference it finds."""
 
-from collections.abc import Sequence
-from types import FunctionType
+from collections.abc import Iterator, Sequence
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from bsfast.nn.attributes import own_attributes
 from bsfast.nn.stacked import tensors_of
 
 _HOOKS = {
@@ -26,8 +28,10 @@ def check_supported(branch: nn.Module, k: int) -> None:
         k: Its index, for the message.
 
     Raises:
-        ValueError: If a module has a hook or a parametrization, or is not initialised yet.
+        ValueError: If a module has a hook, a parametrization or a forward of its own, holds modules or parameters that are
+            not registered, or is not initialised yet.
     """
+    registered = {id(entry) for entry in [*branch.modules(), *tensors_of(branch).values()]}
     for path, module in branch.named_modules():
         where = f"{type(module).__name__} {path!r} of branch {k}" if path else f"branch {k}"
         for attribute, word in _HOOKS.items():
@@ -38,8 +42,41 @@ def check_supported(branch: nn.Module, k: int) -> None:
                 f"fuse: branches must have no parametrizations, got one on {where}; "
                 "torch.nn.utils.parametrize.remove_parametrizations bakes it in"
             )
+        if "forward" in vars(module):
+            raise ValueError(f"fuse: forward must be a method of the class, got one set on the instance {where}; subclass it")
         if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
             raise ValueError(f"fuse: branches must be initialised, got the lazy {where}; run one batch through it first")
+        for name, value in own_attributes(module).items():
+            for held in _held_by(value):
+                if id(held) not in registered and (isinstance(held, nn.Module) or held.requires_grad):
+                    raise ValueError(
+                        f"fuse: modules and tensors that require gradients must be registered, got a "
+                        f"{type(held).__name__} in the attribute {name!r} of {where}; use ModuleList, ParameterList or Parameter"
+                    )
+
+
+def _held_by(value: Any, depth: int = 4) -> Iterator[nn.Module | Tensor]:
+    """Modules and tensors inside containers, closures, partial functions and bound methods."""
+    if isinstance(value, (nn.Module, Tensor)):
+        yield value
+        return
+    inner: list[Any] = []
+    if isinstance(value, (list, tuple, set, frozenset)):
+        inner = list(value)
+    elif isinstance(value, dict):
+        inner = list(value.values())
+    elif isinstance(value, FunctionType):
+        inner = [*_captured(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    elif isinstance(value, MethodType):
+        inner = [value.__self__]
+    elif isinstance(value, partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    for entry in inner if depth else ():
+        yield from _held_by(entry, depth - 1)
+
+
+def _captured(function: FunctionType) -> list[Any]:
+    return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def check_alike(branches: Sequence[nn.Module]) -> None:
@@ -56,6 +93,7 @@ def check_alike(branches: Sequence[nn.Module]) -> None:
     for k, branch in enumerate(branches[1:], start=1):
         _check_modules(first, branch, k)
         _check_tensors(tensors_of(first), tensors_of(branch), k)
+        _check_ties(tensors_of(first), tensors_of(branch), k)
     owner: dict[int, tuple[int, str]] = {}
     for k, branch in enumerate(branches):
         for name, tensor in tensors_of(branch).items():
@@ -93,6 +131,18 @@ def _check_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], k: int) -
             if a != b:
                 a, b = (tuple(v) if isinstance(v, torch.Size) else v for v in (a, b))
                 raise ValueError(f"fuse: {name!r} must have one {what}, got {a} in branch 0 and {b} in branch {k}")
+
+
+def _check_ties(ours: dict[str, Tensor], theirs: dict[str, Tensor], k: int) -> None:
+    """Tensors under several names must be so in every branch."""
+    leaders: list[dict[int, str]] = [{}, {}]
+    for name in ours:
+        a, b = (leader.setdefault(id(tensors[name]), name) for leader, tensors in zip(leaders, (ours, theirs), strict=True))
+        if a != b:
+            raise ValueError(
+                f"fuse: branches must tie the same parameters and buffers, got {name!r} tied to {a!r} in branch 0 and to "
+                f"{b!r} in branch {k}"
+            )
 
 
 def _same_keys(rule: str, ours: list[str], theirs: list[str], k: int) -> None:
@@ -181,23 +231,33 @@ def check_settings(modules: Sequence[nn.Module], path: str) -> None:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name != "training" and not isinstance(value, nn.Module)
-    }
+    return {name: value for name, value in own_attributes(module).items() if not _is_of(module, value)}
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _is_of(module: nn.Module, value: Any) -> bool:
+    """Say whether an attribute only repeats what the module registers, as the ``_flat_weights`` of an LSTM do."""
+    registered = {id(tensor) for tensor in tensors_of(module).values()}
+    return isinstance(value, list) and bool(value) and all(id(entry) in registered for entry in value)
+
+
+def _equal(a: Any, b: Any) -> bool:  # noqa: PLR0911 (one return a kind)
     if type(a) is not type(b):
         return False
+    if a is b:
+        return True
     if isinstance(a, Tensor):
-        return a.shape == b.shape and bool(torch.equal(a, b))
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
     if isinstance(a, FunctionType):  # lambdas made per branch: same code and same captured values
-        cells = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (a, b)]
-        return a.__code__ == b.__code__ and _equal(a.__defaults__, b.__defaults__) and _equal(*cells)
+        return a.__code__ == b.__code__ and _equal([a.__defaults__, _captured(a)], [b.__defaults__, _captured(b)])
+    if isinstance(a, MethodType):
+        return _equal(a.__func__, b.__func__) and type(a.__self__) is type(b.__self__)
+    if isinstance(a, partial):
+        return _equal([a.func, a.args, a.keywords], [b.func, b.args, b.keywords])
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return bool(a == b) or (a != a and b != b)  # noqa: PLR0124 (nan)
+    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__") and not isinstance(a, nn.Module):
+        return _equal(vars(a), vars(b))
+    same = a == b
+    return bool(same.all() if hasattr(same, "all") else same) or (a != a and b != b)  # noqa: PLR0124 (nan)

@@ -4,6 +4,7 @@ A rule is called as ``rule(function, args, kwargs, branches)`` with :class:`PerB
 are listed by name. What has no row runs as ``torch.vmap`` of the function.
 """
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsfast.fuse.values import PerBranch, aligned, expand, vmapped, wrap
+from bsfast.fuse.values import PerBranch, aligned, dtype_of, expand, vmapped, wrap
 from bsfast.nn import functional
 from bsfast.nn.functional import over_samples
 
@@ -21,28 +22,60 @@ Kwargs = dict[str, Any]
 Rule = Callable[[Callable[..., Any], Args, Kwargs, int], Any]
 
 
-def pointwise(function: Callable[..., Any], args: Args, kwargs: Kwargs, _: int) -> Any:
+def pointwise(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
     """Elementwise with broadcasting."""
+    kwargs.pop("memory_format", None)
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, (PerBranch, Tensor))]
+    numbers = {dtype_of(v) for v in tensors if isinstance(v, PerBranch) and v.rank == 0}
+    if (numbers and len({dtype_of(v) for v in tensors}) > 1) or (function is torch.where and len(tensors) == 1):
+        return vmapped(function, args, kwargs, branches)  # tensors of rank 0 do not promote others, ours has the axis M
     values = aligned([*args, *kwargs.values()])
     return wrap(function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))))
 
 
+def as_written(result: Tensor, written: Tensor) -> Tensor:
+    """Give the result of an operation the type that writing it into a tensor would give it."""
+    if result.shape != written.shape:
+        raise ValueError(f"an in-place operation must keep the shape {tuple(written.shape)}, got {tuple(result.shape)}")
+    if not torch.can_cast(result.dtype, written.dtype):
+        raise TypeError(f"an in-place operation must give {written.dtype}, got {result.dtype}")
+    return result.to(written.dtype)
+
+
+class CloneThen:
+    """An in-place method without an out-of-place twin, such as ``uniform_``, applied to a copy."""
+
+    def __init__(self, method: str) -> None:
+        self.__name__ = method
+        self.method = method
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Apply to a clone."""
+        return getattr(x.clone(), self.method)(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CloneThen) and other.method == self.method
+
+    def __hash__(self) -> int:
+        return hash(self.method)
+
+
+def written(function: Callable[..., Any], args: Args, _: Kwargs, branches: int) -> Any:
+    """:func:`as_written` of what each branch sees."""
+    result, before = args
+    if not isinstance(before, PerBranch):
+        before = PerBranch(before.expand(branches, *before.shape))
+    if not isinstance(result, PerBranch):
+        return PerBranch(function(expand(result, branches), before.tensor))
+    return PerBranch(function(result.tensor, before.tensor))
+
+
 def samplewise(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
     """Every sample by itself: branches are more samples."""
-    x, *rest = args or (kwargs.pop("input"),)
-    if not isinstance(x, PerBranch) or x.rank < 2:
-        return vmapped(function, (x, *rest), kwargs, branches)
-    parts = {}
-
-    def keep(t: Tensor) -> Tensor:
-        result = function(t, *rest, **kwargs)
-        if isinstance(result, tuple):
-            parts["rest"] = [part.unflatten(0, x.tensor.shape[:2]) for part in result[1:]]
-            result = result[0]
-        return result  # type: ignore[no-any-return]
-
-    y = PerBranch(over_samples(keep, x.tensor))
-    return (y, *map(PerBranch, parts["rest"])) if parts else y
+    x, *rest = args
+    if not isinstance(x, PerBranch) or x.rank < (4 if function in _BY_CHANNEL_GROUPS else 2):
+        return vmapped(function, args, kwargs, branches)
+    return PerBranch(over_samples(lambda t: function(t, *rest, **kwargs), x.tensor))
 
 
 def pad(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
@@ -54,7 +87,13 @@ def pad(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int)
 
 def cast(function: Callable[..., Any], args: Args, kwargs: Kwargs, _: int) -> Any:
     """Change of dtype or device, perhaps to another value's."""
-    return wrap(function(*(arg.tensor if isinstance(arg, PerBranch) else arg for arg in args), **kwargs))
+    kwargs.pop("memory_format", None)
+    x, *rest = args
+    others = [arg.tensor if isinstance(arg, PerBranch) else arg for arg in rest]
+    others_by_name = {name: arg.tensor if isinstance(arg, PerBranch) else arg for name, arg in kwargs.items()}
+    if isinstance(x, PerBranch):
+        return PerBranch(function(x.tensor, *others, **others_by_name))
+    return function(x, *others, **others_by_name)
 
 
 def unchanged(_: Callable[..., Any], args: Args, __: Kwargs, ___: int) -> Any:
@@ -62,35 +101,36 @@ def unchanged(_: Callable[..., Any], args: Args, __: Kwargs, ___: int) -> Any:
     return args[0]
 
 
-def _shift(dim: int) -> int:
-    return dim + 1 if dim >= 0 else dim
+def _shift(dim: int, rank: int) -> int:
+    """Axis of the stacked tensor for an axis of one branch; never the branch axis."""
+    if not -rank <= dim < rank:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim})")
+    return dim % rank + 1
 
 
-def _shift_all(dims: Any) -> Any:
-    return _shift(dims) if isinstance(dims, int) else tuple(map(_shift, dims))
+def _shift_all(dims: Any, rank: int) -> Any:
+    return _shift(dims, rank) if isinstance(dims, int) else tuple(_shift(dim, rank) for dim in dims)
 
 
 def over_axes(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
     """Reductions and the like whose second argument names axes; without it, all axes of a branch."""
     x, *rest = args
     given = rest.pop(0) if rest else kwargs.get("dim")
-    unusual = isinstance(given, (bool, str, torch.dtype)) or "axis" in kwargs
-    if not isinstance(x, PerBranch) or rest or unusual:
+    unusual = isinstance(given, (bool, str, torch.dtype)) or "axis" in kwargs or (given is None and "softmax" in str(function))
+    if not isinstance(x, PerBranch) or rest or unusual or x.rank == 0:
         return vmapped(function, args, kwargs, branches)
-    if x.rank == 0:
-        return x
-    dims = tuple(range(1, x.tensor.dim())) if given is None else _shift_all(given)
+    dims = tuple(range(1, x.tensor.dim())) if given in {None, ()} else _shift_all(given, x.rank)
     return PerBranch(function(x.tensor, **{**kwargs, "dim": dims}))
 
 
-def axes_from(position: int, default: tuple[int, ...] = ()) -> Rule:
-    """Rule for a function whose integer arguments from ``position`` on are axes."""
+def axes_from(position: int, default: tuple[int, ...] = (), new: int = 0) -> Rule:
+    """Rule for a function whose integer arguments from ``position`` on are axes; it adds ``new`` axes."""
 
     def rule(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
-        if not isinstance(args[0], PerBranch) or kwargs:
+        if not isinstance(args[0], PerBranch) or kwargs or args[0].rank == 0:
             return vmapped(function, args, kwargs, branches)
         dims = args[position:] or default
-        return wrap(function(args[0].tensor, *args[1:position], *map(_shift_all, dims)))
+        return wrap(function(args[0].tensor, *args[1:position], *(_shift(dim, args[0].rank + new) for dim in dims)))
 
     return rule
 
@@ -100,18 +140,20 @@ def permute(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: 
     x, *dims = args
     if kwargs or not isinstance(x, PerBranch):
         return vmapped(function, args, kwargs, branches)
-    order = dims[0] if isinstance(dims[0], (tuple, list)) else dims
-    return PerBranch(x.tensor.permute(0, *(1 + dim % x.rank for dim in order)))
+    order = dims[0] if dims and isinstance(dims[0], (tuple, list)) else dims
+    return PerBranch(x.tensor.permute(0, *_shift_all(order, x.rank)))
 
 
 def reshape(_: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
-    """``view`` and ``reshape``: batch-last memory may need a copy, so both reshape."""
-    x, *shape = args
-    shape = [kwargs["shape"]] if "shape" in kwargs else shape
-    shape = list(shape[0]) if shape and isinstance(shape[0], (tuple, list)) else shape
-    if not isinstance(x, PerBranch) or any(isinstance(size, torch.dtype) for size in shape):
+    """``view`` and ``reshape``, to sizes or to another value's: batch-last memory may need a copy, so all reshape."""
+    x, *shape = [*args, *kwargs.values()]
+    if len(shape) == 1 and isinstance(shape[0], (PerBranch, Tensor)):
+        shape = shape[0].tensor.shape[1:] if isinstance(shape[0], PerBranch) else shape[0].shape
+    elif len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = list(shape[0])
+    if any(isinstance(size, torch.dtype) for size in shape):
         return vmapped(Tensor.view, args, kwargs, branches)
-    return PerBranch(x.tensor.reshape(branches, *shape))
+    return PerBranch(x.tensor.reshape(branches, *shape)) if isinstance(x, PerBranch) else x.reshape(shape)
 
 
 def flatten(_: Callable[..., Any], args: Args, kwargs: Kwargs, __: int) -> Any:
@@ -121,7 +163,7 @@ def flatten(_: Callable[..., Any], args: Args, kwargs: Kwargs, __: int) -> Any:
     end = ends[1] if len(ends) > 1 else kwargs.get("end_dim", -1)
     if x.rank == 0:
         return PerBranch(x.tensor.unsqueeze(1))
-    return PerBranch(x.tensor.flatten(_shift(start % x.rank), _shift(end % x.rank)))
+    return PerBranch(x.tensor.flatten(_shift(start, x.rank), _shift(end, x.rank)))
 
 
 def size(_: Callable[..., Any], args: Args, kwargs: Kwargs, __: int) -> Any:
@@ -158,7 +200,10 @@ def join(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int
     """``cat`` and ``stack``."""
     tensors = args[0] if args else kwargs["tensors"]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    return PerBranch(function(expand(list(tensors), branches), _shift(dim)))
+    parts = expand(list(tensors), branches)
+    if kwargs.keys() - {"tensors", "dim"} or any(part.dim() != parts[0].dim() for part in parts):
+        return vmapped(function, args, kwargs, branches)
+    return PerBranch(function(parts, _shift(dim, parts[0].dim() - (function is not torch.stack))))
 
 
 def rank(_: Callable[..., Any], args: Args, __: Kwargs, ___: int) -> int:
@@ -182,13 +227,14 @@ def own(layer: Callable[..., Any], stacked: tuple[str, ...], takes_shared: bool 
     Returns:
         The rule.
     """
-    names = layer.__code__.co_varnames[: layer.__code__.co_argcount]
+    names = list(inspect.signature(layer).parameters)
+    names = names[: names.index("shared")] if takes_shared else names
 
     def rule(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
-        given = dict(zip(names, args, strict=False)) | {("x" if k == "input" else k): v for k, v in kwargs.items()}
+        given = dict(zip(names, args, strict=False)) | kwargs
         x = given["x"]
         ready = all(given.get(name) is None or isinstance(given[name], PerBranch) for name in stacked)
-        if not ready or set(given) - set(names):
+        if not ready or set(given) - set(names) or len(args) > len(names):
             return vmapped(function, args, kwargs, branches)
         plain = {name: value.tensor if isinstance(value, PerBranch) else value for name, value in given.items()}
         if isinstance(x, PerBranch):
@@ -216,8 +262,11 @@ _OPERATORS = (
     *(operator.neg, operator.pos, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
     *(operator.and_, operator.or_, operator.xor, operator.invert),
 )
-# May return their input itself; in-place code must know (bsfast/fuse/inplace.py).
-MAY_ALIAS = {F.dropout, F.alpha_dropout, "to", "float", "half", "double", "bfloat16", "type", "type_as", "detach"}
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+_BY_CHANNEL_GROUPS = {F.pixel_shuffle, F.pixel_unshuffle}  # without samples, branches would be channels to them
+# May return their input itself, whatever their schema says; in-place code must know (bsfast/fuse/inplace.py).
+MAY_ALIAS = _DROPOUTS | _BY_CHANNEL_GROUPS | {torch.positive, torch.detach, torch.einsum, operator.pos}
+MAY_ALIAS |= set("to float half double bfloat16 bool int long type type_as detach positive einsum".split())
 
 
 def _table() -> dict[Any, Rule]:
@@ -233,9 +282,9 @@ def _table() -> dict[Any, Rule]:
         if hasattr(torch, name):
             table[getattr(torch, name)] = samplewise
     for name in ("mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "logsumexp"):
-        table |= {name: over_axes, getattr(torch, name): over_axes}
+        table |= {name: over_axes, getattr(torch, name): over_axes, getattr(F, name, name): over_axes}
     for name, rule in {
-        "unsqueeze": axes_from(1),
+        "unsqueeze": axes_from(1, new=1),
         "transpose": axes_from(1),
         "chunk": axes_from(2, default=(0,)),
         "permute": permute,
@@ -245,7 +294,8 @@ def _table() -> dict[Any, Rule]:
     }.items():
         table |= {name: rule, getattr(torch, name): rule}
     table |= {torch.cat: join, torch.concat: join, torch.concatenate: join, torch.stack: join}
-    table |= {"view": reshape, "size": size, "dim": rank, "ndimension": rank, "contiguous": unchanged}
+    table |= {"view": reshape, "view_as": reshape, "reshape_as": reshape, as_written: written}
+    table |= {"size": size, "dim": rank, "ndimension": rank, "contiguous": unchanged}
     table |= {F.pad: pad, "to": cast, "type_as": cast}
     table |= {getattr: attribute, operator.getitem: item}
     table |= {
@@ -256,6 +306,7 @@ def _table() -> dict[Any, Rule]:
         F.instance_norm: own(functional.instance_norm, ("running_mean", "running_var", "weight", "bias")),
         F.group_norm: own(functional.group_norm, ("weight", "bias")),
         F.layer_norm: own(functional.layer_norm, ("weight", "bias")),
+        F.embedding: own(functional.embedding, ("weight",)),
         F.prelu: own(functional.prelu, ("weight",)),
         torch.prelu: own(functional.prelu, ("weight",)),
     }
@@ -268,8 +319,9 @@ FUNCTIONS: dict[Any, Rule] = _table()
 RANDOM: set[Any] = {
     *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial),
     *(torch.rand_like, torch.randn_like, torch.randint_like, torch.poisson),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
-    *(F.rrelu, F.gumbel_softmax, F.fractional_max_pool2d),
+    *_DROPOUTS,
+    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.rrelu),
+    *(F.rrelu, F.gumbel_softmax, F.fractional_max_pool2d, F.fractional_max_pool3d, F.scaled_dot_product_attention),
     *("bernoulli", "multinomial", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geometric_"),
     *("cauchy_", "log_normal_"),
 }

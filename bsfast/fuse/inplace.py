@@ -8,12 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS, join, numel, pointwise, rank, samplewise, size
+from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS, CloneThen, as_written, pointwise
 
 _OPERATORS = {
-    getattr(operator, f"i{name}"): getattr(operator, name)
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+    getattr(operator, f"i{name}"): getattr(operator, f"{name}_" if name in {"and", "or"} else name)
+    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
 }
+
+
+class Untraceable(Exception):  # noqa: N818 (not an error: the module runs by vmap)
+    """A module whose forward cannot be recorded; ``path`` names it, ``reason`` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
 
 
 def remove_inplace(graph: fx.Graph) -> None:
@@ -23,32 +32,54 @@ def remove_inplace(graph: fx.Graph) -> None:
         graph: Traced graph of one branch; changed in place.
 
     Raises:
-        ValueError: If an input or parameter is written to, or a view of the changed tensor is used later.
+        ValueError: If an input is written to, or a view of the changed tensor is used later.
+        Untraceable: If a parameter or buffer is written to.
     """
-    for node in graph.nodes:
+    for node in list(graph.nodes):
+        if node.kwargs.get("out") is not None:
+            raise ValueError(f"fuse: forward must not use out=, got it at {node.name!r}; use the returned tensor")
         replacement = _out_of_place(node)
         if replacement is None:
             continue
         changed = node.args[0] if node.args else node.kwargs["input"]
         _refuse_foreign(node, changed)
-        node.op, node.target, node.kwargs = *replacement, {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        node.op, node.target = replacement
+        if node.op != "call_module":
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
         if node.op == "call_function" and "inplace" in _positional(node.target)[: len(node.args)]:
             at = _positional(node.target).index("inplace")
             node.args = (*node.args[:at], False, *node.args[at + 1 :])
+        result = _keep_type(node, changed)
         order = {other: position for position, other in enumerate(graph.nodes)}
         for user in list(changed.users):
-            if order[user] > order[node]:
-                user.replace_input_with(changed, node)
+            if order[user] > order[result]:
+                user.replace_input_with(changed, result)
+
+
+def _keep_type(node: fx.Node, changed: fx.Node) -> fx.Node:
+    """Give the result the shape and dtype of what was written to: out of place, arithmetic may promote and broadcast."""
+    if FUNCTIONS.get(node.target) is not pointwise:
+        return node
+    users = list(node.users)
+    with node.graph.inserting_after(node):
+        result = node.graph.call_function(as_written, (node, changed))
+    result.meta["scope"] = node.meta.get("scope", "")
+    for user in users:
+        user.replace_input_with(node, result)
+    return result
 
 
 def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:
     """Return (op, target) of the out-of-place form of a node, or None if it changes nothing."""
     target = node.target
+    if node.op == "call_module" and node.meta["inplace"]:
+        return "call_module", target  # our layers are never in-place
     if node.op == "call_method":
         name = str(target)
         if not name.endswith("_") or name.endswith("__"):
             return None
-        return ("call_method", name[:-1]) if hasattr(torch.Tensor, name[:-1]) else ("call_function", CloneThen(name))
+        has_twin = callable(getattr(torch.Tensor, name[:-1], None))
+        return ("call_method", name[:-1]) if has_twin else ("call_function", CloneThen(name))
     if node.op != "call_function":
         return None
     if target in _OPERATORS:
@@ -75,24 +106,6 @@ def _positional_inplace(node: fx.Node) -> bool:
     return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
 
 
-class CloneThen:
-    """An in-place method without an out-of-place twin, such as ``uniform_``, applied to a copy."""
-
-    def __init__(self, method: str) -> None:
-        self.__name__ = method
-        self.method = method
-
-    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Apply to a clone."""
-        return getattr(x.clone(), self.method)(*args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CloneThen) and other.method == self.method
-
-    def __hash__(self) -> int:
-        return hash(self.method)
-
-
 def _refuse_foreign(node: fx.Node, changed: Any) -> None:
     """Refuse to change what is not the branch's own, or what is visible through another name later."""
     order = {other: position for position, other in enumerate(node.graph.nodes)}
@@ -103,10 +116,7 @@ def _refuse_foreign(node: fx.Node, changed: Any) -> None:
                 "use the out-of-place form"
             )
         if member.op == "get_attr":
-            raise ValueError(
-                f"fuse: forward must not write into parameters or buffers, got in-place {node.name!r} on "
-                f"{member.target!r}"
-            )
+            raise Untraceable(node.meta.get("scope", ""), f"it writes into {member.target!r}")
         if member is not changed and any(order[user] > order[node] for user in member.users):
             raise ValueError(
                 f"fuse: a tensor changed in place must not have views that are used later, got in-place {node.name!r} on "
@@ -132,7 +142,20 @@ def _may_alias(node: fx.Node) -> bool:
         return bool(node.meta["may_alias"])
     if node.op not in {"call_function", "call_method"}:
         return False
-    if node.target is getattr and node.args[1] in {"shape", "ndim", "dtype", "device"}:
+    if node.target is getattr:
+        return node.args[1] not in {"shape", "ndim", "dtype", "device"}
+    if node.target in MAY_ALIAS or isinstance(node.target, CloneThen):
+        return node.target in MAY_ALIAS
+    if FUNCTIONS.get(node.target) is pointwise:
         return False
-    rule = FUNCTIONS.get(node.target)
-    return node.target in MAY_ALIAS or rule not in {pointwise, samplewise, size, rank, numel, join}
+    return _schema_allows_view(getattr(node.target, "__name__", str(node.target)))
+
+
+def _schema_allows_view(name: str) -> bool:
+    """Say whether the stock operator of this name may return a view of an argument."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return True
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    returns = [result.alias_info for schema in schemas for result in schema.returns]
+    return any(alias is not None and not alias.is_write for alias in returns)

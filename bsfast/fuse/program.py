@@ -89,20 +89,23 @@ class Program:
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # not pickled: the network traces again when it needs it
 
-    def run(self, net: nn.Module, skeleton: nn.Module, inputs: dict[str, Any], branches: int) -> Any:
+    def run(
+        self, net: nn.Module, skeleton: nn.Module, inputs: dict[str, Any], constants: dict[str, Any], branches: int
+    ) -> Any:
         """Run all steps.
 
         Args:
             net: Module tree with the stacked parameters.
             skeleton: One branch without data.
             inputs: Tensors by argument name, per-branch or shared.
+            constants: The other arguments by name.
             branches: M.
 
         Returns:
             The branches' result; tensors per-branch or shared.
         """
         if not self.steps:
-            return wrap(call_vmapped(net, skeleton, (), expand(inputs, branches)))
+            return wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches)))
         values: dict[str, Any] = {}
         for step in self.steps:
             if step.op == "output":
@@ -128,8 +131,11 @@ def _steps(graph: fx.Graph) -> Iterator[Step]:
 def _resolve(argument: Any, values: dict[str, Any]) -> Any:
     if isinstance(argument, Ref):
         return values[argument.name]
-    if isinstance(argument, (tuple, list)):
-        return type(argument)([_resolve(entry, values) for entry in argument])
+    if isinstance(argument, tuple):
+        entries = [_resolve(entry, values) for entry in argument]
+        return type(argument)(*entries) if hasattr(argument, "_fields") else tuple(entries)
+    if isinstance(argument, list):
+        return [_resolve(entry, values) for entry in argument]
     if isinstance(argument, dict):
         return {key: _resolve(entry, values) for key, entry in argument.items()}
     if isinstance(argument, slice):
@@ -172,6 +178,8 @@ def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         if getattr(module, "takes_shared", False) and not any_per_branch((args, kwargs)):
             return wrap(module(*args, **kwargs, shared=True))
         return wrap(module(*expand(args, branches), **expand(kwargs, branches)))
+    if not args and "input" in kwargs and "condition" not in kwargs:
+        args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
     function = Method(step.target) if step.op == "call_method" else step.target
     if any_per_branch((args, kwargs)):
         return FUNCTIONS.get(step.target, vmapped)(function, args, kwargs, branches)

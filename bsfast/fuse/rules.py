@@ -19,16 +19,19 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: bnn.GroupNorm.from_branches,
     nn.LayerNorm: bnn.LayerNorm.from_branches,
     nn.PReLU: bnn.PReLU.from_branches,
-    nn.Dropout: bnn.Pointwise.from_branches,
-    nn.AlphaDropout: bnn.Pointwise.from_branches,
-    nn.RReLU: bnn.Pointwise.from_branches,
-    nn.Dropout1d: bnn.Samplewise.from_branches,
-    nn.Dropout2d: bnn.Samplewise.from_branches,
-    nn.Dropout3d: bnn.Samplewise.from_branches,
-    nn.FeatureAlphaDropout: bnn.Samplewise.from_branches,
+    nn.Dropout: bnn.copy_first,
+    nn.AlphaDropout: bnn.copy_first,
+    nn.RReLU: bnn.copy_first,
+    nn.Dropout1d: bnn.Dropout1d.from_branches,
+    nn.Dropout2d: bnn.Dropout2d.from_branches,
+    nn.Dropout3d: bnn.Dropout3d.from_branches,
+    nn.FeatureAlphaDropout: bnn.FeatureAlphaDropout.from_branches,
 }
 # Activations, pooling, Upsample, Flatten, Identity, Sequential, ... have no parameters and need no row: they are traced
 # through to the functions they call, which bsfast/fuse/functions.py lists.
+
+# Layers whose result never shares memory with their input.
+_NEW_RESULT = {bnn.Conv2d, bnn.Linear, bnn.BatchNorm, bnn.InstanceNorm2d, bnn.GroupNorm, bnn.LayerNorm, bnn.PReLU}
 
 _DESCRIPTIVE = {"__init__", "__doc__", "__module__", "__qualname__", "__annotations__", "__repr__", "extra_repr"}
 _DESCRIPTIVE |= {"reset_parameters", "__constants__", "__static_attributes__", "__firstlineno__"}
@@ -68,3 +71,8 @@ def find_rule(module: nn.Module) -> Rule | None:
         if set(vars(cls)) - _DESCRIPTIVE:
             return None
     return None
+
+
+def may_return_input(module: nn.Module) -> bool:
+    """Say whether a module that is not traced may return its input, or a view of it: in-place code must know."""
+    return getattr(find_rule(module), "__self__", None) not in _NEW_RESULT

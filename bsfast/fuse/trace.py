@@ -1,28 +1,23 @@
 """Honest tracing: torch.fx records one branch's forward; whatever it would record wrongly is found or refused."""
 
+import functools
 import inspect
+import random
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from bsfast.fuse.inplace import remove_inplace
-from bsfast.fuse.rules import find_rule
-from bsfast.nn import Pointwise, Samplewise
+from bsfast.fuse.inplace import Untraceable, remove_inplace
+from bsfast.fuse.rules import find_rule, may_return_input
+from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
 
-MAY_RETURN_INPUT = (None, Pointwise.from_branches, Samplewise.from_branches)
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel"}
-_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
-
-
-class Untraceable(Exception):  # noqa: N818 (not an error: the module runs by vmap)
-    """A module whose forward cannot be recorded; ``path`` names it, ``reason`` says why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+_OF_SHAPE = {"size", "dim", "ndimension", "numel", "is_floating_point", "is_complex", "element_size", "get_device"}
+_OF_SHAPE |= {"shape", "ndim", "dtype", "device", "is_cuda", "itemsize"}
+_OF_MEMORY_ORDER = {"as_strided", "stride", "is_contiguous", "storage_offset", "data_ptr", torch.as_strided}
 
 
 def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tuple[fx.Graph | None, dict[str, str]]:
@@ -39,61 +34,85 @@ def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tu
 
     Raises:
         ValueError: If the forward does what no trace can hold: control flow on data, random numbers from nothing, a changed
-            Python attribute, writing into inputs, ``*args``.
+            Python attribute, writing into inputs.
     """
-    signature = inspect.signature(branch.forward)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
-            raise ValueError(f"fuse: forward must have a fixed list of arguments, got *{name}")
     flags = {module: module.training for module in branch.modules()}
     branch.train(training)
+    opaque: dict[str, str] = {}
     try:
-        return _trace_until_it_works(branch, constants)
+        while True:
+            try:
+                return _trace(branch, constants, opaque), opaque
+            except Untraceable as failure:
+                opaque[failure.path] = failure.reason
+                if not failure.path:
+                    return None, opaque
     finally:
         for module, flag in flags.items():
             module.training = flag
 
 
-def _trace_until_it_works(branch: nn.Module, constants: dict[str, Any]) -> tuple[fx.Graph | None, dict[str, str]]:
-    opaque: dict[str, str] = {}
-    while True:
-        before, random = _attributes(branch), torch.get_rng_state()
-        try:
-            graph = _Tracer(opaque).trace(branch, concrete_args=dict(constants))
-        except Untraceable as failure:
-            opaque[failure.path] = failure.reason
-            if not failure.path:
-                return None, opaque
-            continue
-        _refuse_lost_effects(branch, before, random)
-        _drop_constants(graph, constants)
-        remove_inplace(graph)
-        return graph, opaque
+def _trace(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str]) -> fx.Graph:
+    before, generator, states = attributes_of(branch), torch.get_rng_state(), _random_states()
+    try:
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            graph = _Tracer(constants, opaque).trace(branch)
+        if _random_states() != states:
+            raise ValueError(
+                "fuse: forward must draw random numbers in the shape of a tensor it is given (torch.randn_like), got a draw "
+                "that depends on no input and would be frozen"
+            )
+    finally:
+        torch.set_rng_state(generator)
+        refuse_changed_attributes(before, attributes_of(branch))
+    remove_inplace(graph)
+    return graph
 
 
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
+    trace_asserts = True  # of shapes, mostly; checked in every call
 
-    def __init__(self, opaque: dict[str, str]) -> None:
+    def __init__(self, constants: dict[str, Any], opaque: dict[str, str]) -> None:
         super().__init__()
+        self.constants = constants
         self.opaque = opaque
         self.path = ""
-        self.contexts: tuple[bool, ...] = _contexts()
+        self.contexts = _contexts()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        positional, named = [], {}
+        for name, parameter in inspect.signature(self.root.forward).parameters.items():
+            constant = name in self.constants
+            value = self.constants[name] if constant else self.create_proxy("placeholder", name, (), {})
+            if parameter.kind == parameter.KEYWORD_ONLY:
+                named[name] = value
+            else:
+                positional.append(value)
+        return functools.partial(root_fn, self.root, **named), positional
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return find_rule(m) is not None or module_qualified_name in self.opaque
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        outer, self.path = self.path, self.path_of_module(m)
+        try:
+            path = self.path_of_module(m)
+        except NameError as error:
+            raise ValueError(f"fuse: forward must call registered modules only, got a {type(m).__name__} that is not") from error
+        outer, self.path = self.path, path
         try:
             result = super().call_module(m, forward, args, kwargs)
         except (Untraceable, ValueError):
             raise
         except Exception as error:  # whatever a proxy cannot do: the module runs by vmap of itself instead
-            raise Untraceable(self.path, f"{type(error).__name__}: {error}") from error
+            raise Untraceable(path, f"{type(error).__name__}: {error}") from error
         else:
-            if self.is_leaf_module(m, self.path):
-                result.node.meta["may_alias"] = find_rule(m) in MAY_RETURN_INPUT
+            if self.is_leaf_module(m, path):
+                result.node.meta["may_alias"] = may_return_input(m)
+                result.node.meta["inplace"] = bool(getattr(m, "inplace", False))
             return result
         finally:
             self.path = outer
@@ -106,10 +125,12 @@ class _Tracer(fx.Tracer):
         except Exception as error:
             raise Untraceable("", f"{type(error).__name__}: {error}") from error
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self.contexts:
             raise Untraceable(self.path, "it switches gradients or autocast on or off")
-        node = super().create_node(*args, **kwargs)
+        if kind.startswith("call_") and target in _OF_MEMORY_ORDER:
+            raise Untraceable(self.path, "it depends on the order of its input in memory")
+        node = super().create_node(kind, target, *args, **kwargs)
         node.meta["scope"] = self.path
         return node
 
@@ -125,55 +146,52 @@ class _Tracer(fx.Tracer):
         )
 
 
+class _Honest:
+    """What forward code learns from a proxy by ``isinstance`` or as a dictionary key would be wrong: the module runs by vmap."""
+
+    tracer: _Tracer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asker = sys._getframe(1).f_code  # torch asks too, in Python and, from any frame, in C++
+        if asker.co_name == "is_tensor" or ("isinstance" in asker.co_names and not _is_torch(sys._getframe(1))):
+            raise Untraceable(self.tracer.path, "it asks for the type of a value")
+        return type(self)
+
+    def __hash__(self) -> int:
+        if not _is_torch(sys._getframe(1)):
+            raise Untraceable(self.tracer.path, "it uses a value as a dictionary key")
+        return id(self)
+
+
+def _is_torch(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).split(".")[0] == "torch"
+
+
+class _Proxy(_Honest, fx.Proxy):
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
+
+
+class _Attribute(_Honest, fx.proxy.Attribute):
+    pass
+
+
 def _contexts() -> tuple[bool, ...]:
     return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
+def _random_states() -> list[Any]:
+    """States of the global generators of torch, Python and, if it is loaded, NumPy; comparable."""
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
+    if "numpy" in sys.modules:
+        states += [part.tolist() if hasattr(part, "tolist") else part for part in sys.modules["numpy"].random.get_state()]
+    return states
+
+
 def _from_shape(node: fx.Node) -> bool:
     """Say whether a value depends on tensors only through their shapes, dtypes and devices."""
-    if node.op == "call_method" and node.target in _SHAPE_METHODS:
+    name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    if node.op in {"call_method", "call_function"} and name in _OF_SHAPE:
         return True
-    if node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES:
-        return True
-    return node.op == "call_function" and all(map(_from_shape, node.all_input_nodes))
-
-
-def _attributes(branch: nn.Module) -> dict[tuple[str, str], Any]:
-    """Plain Python values that the modules hold."""
-    plain = (int, float, str, bool, type(None))
-    return {
-        (path, name): value
-        for path, module in branch.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, plain)
-    }
-
-
-def _refuse_lost_effects(branch: nn.Module, before: dict[tuple[str, str], Any], random: Tensor) -> None:
-    """Raise if tracing drew random numbers or changed attributes: every later call would miss it."""
-    if not torch.equal(torch.get_rng_state(), random):
-        raise ValueError(
-            "fuse: forward must draw random numbers in the shape of a tensor it is given (torch.randn_like), got a draw that "
-            "depends on no input and would be frozen"
-        )
-    after = _attributes(branch)
-    for path, name in after.keys() | before.keys():
-        if after.get((path, name)) != before.get((path, name)):
-            raise ValueError(
-                f"fuse: forward must not change Python attributes, got a change of {name!r} in {path or 'the branch'!r}; "
-                "register a buffer"
-            )
-
-
-def _drop_constants(graph: fx.Graph, constants: dict[str, Any]) -> None:
-    """Remove the placeholders that fx makes for constant arguments, with the checks that hang on them."""
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node.target not in constants and _base(str(node.target)) in constants:
-            for user in list(node.users):
-                for check in [*user.users, user]:
-                    graph.erase_node(check)
-            graph.erase_node(node)
-
-
-def _base(name: str) -> str:
-    return name.rpartition("_")[0]
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_from_shape, node.all_input_nodes))

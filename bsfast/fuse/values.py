@@ -32,6 +32,12 @@ def any_per_branch(value: Any) -> bool:
     return any(isinstance(leaf, PerBranch) for leaf in leaves_of(value))
 
 
+def dtype_of(value: Any) -> torch.dtype:
+    """Dtype of a value."""
+    dtype: torch.dtype = (value.tensor if isinstance(value, PerBranch) else value).dtype
+    return dtype
+
+
 def wrap(value: Any) -> Any:
     """Mark every tensor of a nested result as per-branch."""
     return pytree.tree_map(lambda leaf: PerBranch(leaf) if isinstance(leaf, Tensor) else leaf, value)

@@ -3,13 +3,16 @@
 from bsfast.nn.layers import (
     BatchNorm,
     Conv2d,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
     GroupNorm,
     InstanceNorm2d,
     LayerNorm,
     Linear,
-    Pointwise,
     PReLU,
-    Samplewise,
+    copy_first,
 )
 from bsfast.nn.stacked import StackedModule
 from bsfast.nn.vmapped import Vmapped
@@ -17,13 +20,16 @@ from bsfast.nn.vmapped import Vmapped
 __all__ = [
     "BatchNorm",
     "Conv2d",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "GroupNorm",
     "InstanceNorm2d",
     "LayerNorm",
     "Linear",
     "PReLU",
-    "Pointwise",
-    "Samplewise",
     "StackedModule",
     "Vmapped",
+    "copy_first",
 ]

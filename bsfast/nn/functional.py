@@ -4,7 +4,7 @@ Each is equivalent to ``torch.stack`` of the ``torch.nn.functional`` function of
 same settings. An input shared by all branches, without the M axis, is allowed where ``shared`` says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,11 @@ def conv2d(
     """``F.conv2d`` of each branch; ``x`` is ``(M, N, C, H, W)``, or ``(N, C, H, W)`` if shared; N may be absent."""
     batch_axis = 0 if shared else 1
     unbatched = x.dim() == batch_axis + 3
+    if not unbatched and x.dim() != batch_axis + 4:
+        raise ValueError(
+            f"conv2d: x must have shape (N, C_in, H, W) or (C_in, H, W)"
+            f"{'' if shared else ' after the branch axis'}, got {tuple(x.shape)}"
+        )
     if unbatched:
         x = x.unsqueeze(batch_axis)
     if isinstance(padding, str):
@@ -121,12 +126,13 @@ def instance_norm(
             raise ValueError("instance_norm: running statistics must be given when use_input_stats is False, got None")
         y = affine(x, running_var.add(eps).rsqrt(), None, -running_mean)
         return affine(y, weight, bias)
+    y = affine(over_samples(lambda t: F.instance_norm(t, eps=eps), x), weight, bias)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            variance, mean = torch.var_mean(x.flatten(3), dim=3)
-            running_mean.lerp_(mean.mean(1).to(running_mean.dtype), momentum)
-            running_var.lerp_(variance.mean(1).to(running_var.dtype), momentum)
-    return affine(over_samples(lambda t: F.instance_norm(t, eps=eps), x), weight, bias)
+            variance, mean = torch.var_mean(x.flatten(3).to(running_mean.dtype), dim=3)
+            running_mean.lerp_(mean.mean(1), momentum)
+            running_var.lerp_(variance.mean(1), momentum)
+    return y
 
 
 def group_norm(
@@ -144,6 +150,8 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.layer_norm`` of each branch: statistics over the last axes."""
+    if x.dim() <= len(normalized_shape):
+        raise ValueError(f"layer_norm: x must have {len(normalized_shape)} axes after M, got shape {tuple(x.shape)}")
     y = F.layer_norm(x, tuple(normalized_shape), eps=eps)
     free = (1,) * (x.dim() - 1 - len(normalized_shape))
     if weight is not None:
@@ -155,24 +163,53 @@ def layer_norm(
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """``F.prelu`` of each branch; ``weight`` is ``(M, 1)`` or ``(M, C)``."""
-    return torch.where(x > 0, x, x * per_channel(weight, x.dim()))
+    if weight.shape[1] == 1:
+        return torch.where(x > 0, x, x * weight.view(weight.shape[0], *[1] * (x.dim() - 1)))
+    return torch.where(x > 0, x, x * per_channel(weight, x))
 
 
 def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None, before: Tensor | None = None) -> Tensor:
     """(x + before) * scale + shift with ``(M, C)`` coefficients, each optional."""
     if before is not None:
-        x = x + per_channel(before, x.dim())
+        x = x + per_channel(before, x)
     if scale is not None:
-        x = x * per_channel(scale, x.dim())
-    return x if shift is None else x + per_channel(shift, x.dim())
+        x = x * per_channel(scale, x)
+    return x if shift is None else x + per_channel(shift, x)
 
 
-def per_channel(values: Tensor, dim: int) -> Tensor:
-    """View ``(M, C)`` so that it broadcasts against ``(M, N, C, ...)`` with ``dim`` axes."""
-    return values.view(values.shape[0], 1, values.shape[1], *[1] * (dim - 3)) if dim > 2 else values
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """View ``(M, C)`` so that it broadcasts against x, ``(M, N, C, ...)``."""
+    if x.dim() < 3 or x.shape[2] != values.shape[1]:
+        raise ValueError(f"x must have C={values.shape[1]} channels on axis 2 of (M, N, C, ...), got {tuple(x.shape)}")
+    return values.view(values.shape[0], 1, values.shape[1], *[1] * (x.dim() - 3))
 
 
-def over_samples(function, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def embedding(
+    x: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``F.embedding`` of each branch; ``x`` holds row numbers, ``(M, ...)``, ``weight`` is ``(M, rows, features)``."""
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        raise ValueError(
+            f"embedding: max_norm, scale_grad_by_freq and sparse must be unset, got {max_norm=}, {norm_type=}, "
+            f"{scale_grad_by_freq=}, {sparse=}"
+        )
+    branches, rows, _ = weight.shape
+    if padding_idx is not None:  # this row gets no gradient
+        padding_idx %= rows
+        fixed = weight[:, padding_idx : padding_idx + 1].detach()
+        weight = torch.cat([weight[:, :padding_idx], fixed, weight[:, padding_idx + 1 :]], 1)
+    first = torch.arange(branches, device=x.device).view(branches, *[1] * (x.dim() - 1)) * rows
+    inside = (x >= 0) & (x < rows)  # a number beyond the rows must fail, not read another branch's
+    return F.embedding(torch.where(inside, x + first, -1), weight.flatten(0, 1))
+
+
+def over_samples(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a function of ``(N, ...)`` that treats samples alike to ``(M, N, ...)``, as M*N samples; keeps the memory order."""
     y = function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     return to_batch_last(y) if x.dim() == 5 and y.dim() == 5 and is_batch_last(x) else y

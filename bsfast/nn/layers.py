@@ -61,11 +61,9 @@ class BatchNorm(StackedModule):
         momentum = own.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if momentum is None:
-                self._average(x)
         update = self.training and momentum is not None
         keep = update or not use_batch  # which statistics F.batch_norm sees
-        return functional.batch_norm(
+        y = functional.batch_norm(
             x,
             self.running_mean if keep else None,
             self.running_var if keep else None,
@@ -75,13 +73,17 @@ class BatchNorm(StackedModule):
             0.0 if momentum is None else momentum,
             own.eps,
         )
+        if self.training and momentum is None:
+            self._average(x)
+        return y
 
     def _average(self, x: Tensor) -> None:
         """Cumulative averages (momentum=None), whose factor 1 / batches may differ between branches."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         with torch.no_grad():
-            variance, mean = torch.var_mean(x, dim=[axis for axis in range(1, x.dim()) if axis != 2])
+            axes = [axis for axis in range(1, x.dim()) if axis != 2]
+            variance, mean = torch.var_mean(x.to(self.running_mean.dtype), dim=axes)
             factor = (1.0 / self.num_batches_tracked.double()).to(mean.dtype).unsqueeze(1)
             self.running_mean.lerp_(mean, factor.expand_as(mean))
             self.running_var.lerp_(variance, factor.expand_as(mean))
@@ -99,6 +101,8 @@ class InstanceNorm2d(StackedModule):
         """Normalise ``(M, N, C, H, W)`` over space."""
         own: nn.InstanceNorm2d = self.settings  # type: ignore[assignment]
         own._check_input_dim(x[0])
+        if x.dim() == 4:  # one sample, without an axis for it
+            return self.forward(x.unsqueeze(1)).squeeze(1)
         if x.shape[2] != own.num_features and own.affine:
             raise ValueError(f"InstanceNorm2d: x must have C={own.num_features} channels, got {tuple(x.shape)}")
         use_input = self.training or not own.track_running_stats
@@ -142,27 +146,47 @@ class PReLU(StackedModule):
         return functional.prelu(x, self.weight)
 
 
-class Pointwise(nn.Module):
-    """A module without parameters that treats all elements alike, such as Dropout: M branches are just more elements."""
+def copy_first(branches: Sequence[nn.Module]) -> nn.Module:
+    """Make M modules one that treats all elements alike, such as Dropout: M branches are just more elements.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    Args:
+        branches: Equal modules without parameters.
+
+    Returns:
+        A copy of the first, never in-place: an input may be shared by the branches.
+    """
+    module = copy.deepcopy(branches[0])
+    if hasattr(module, "inplace"):
+        module.inplace = False
+    return module
+
+
+class _Samplewise(nn.Module):
+    """A module without parameters that treats all samples alike: M branches are just more samples."""
 
     @classmethod
-    def from_branches(cls, branches: Sequence[nn.Module]) -> "Pointwise":
+    def from_branches(cls, branches: Sequence[nn.Module]) -> nn.Module:
         """Copy the first branch's module, which the others equal."""
-        return cls(copy.deepcopy(branches[0]))
+        module = copy_first(branches)
+        module.__class__ = cls
+        return module
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``(M, N, ...)``."""
-        result: Tensor = self.module(x)
-        return result
+        return functional.over_samples(super().forward, x)
 
 
-class Samplewise(Pointwise):
-    """A module without parameters that treats all samples alike, such as Dropout2d: M branches are just more samples."""
+class Dropout1d(_Samplewise, nn.Dropout1d):
+    """M ``torch.nn.Dropout1d``; channels are dropped in each branch by itself."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to ``(M, N, ...)``."""
-        return functional.over_samples(self.module, x)
+
+class Dropout2d(_Samplewise, nn.Dropout2d):
+    """M ``torch.nn.Dropout2d``; channels are dropped in each branch by itself."""
+
+
+class Dropout3d(_Samplewise, nn.Dropout3d):
+    """M ``torch.nn.Dropout3d``; channels are dropped in each branch by itself."""
+
+
+class FeatureAlphaDropout(_Samplewise, nn.FeatureAlphaDropout):
+    """M ``torch.nn.FeatureAlphaDropout``; channels are dropped in each branch by itself."""

@@ -135,7 +135,7 @@ class StackedModule(nn.Module):
             for name, parameter in branch.named_parameters():
                 parameter.requires_grad_(requires_grad[name])
             for name, module in branch.named_modules():
-                module.training = _mode(self, name)
+                module.training = mode_of(self, name)
             branches.append(branch)
         return branches
 
@@ -145,7 +145,7 @@ class StackedModule(nn.Module):
         return self._skeletons[0]
 
 
-def _mode(root: nn.Module, path: str) -> bool:
+def mode_of(root: nn.Module, path: str) -> bool:
     """Training flag of the deepest module on a path."""
     for name in path.split(".") if path else []:
         child = root._modules.get(name)

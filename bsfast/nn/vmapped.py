@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsfast.nn.stacked import StackedModule, tensors_of
+from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
+from bsfast.nn.stacked import StackedModule, mode_of, tensors_of
 
 
 class Vmapped(StackedModule):
@@ -41,20 +42,44 @@ def call_vmapped(stacked: nn.Module, bones: nn.Module, args: tuple[Any, ...], kw
     """Run ``bones`` (a module without data) once per branch, with the tensors of ``stacked``, under ``torch.vmap``.
 
     Args:
-        stacked: Module whose parameters and buffers have axis 0 = M.
-        bones: Module of the original class with the same names.
+        stacked: Module whose parameters and buffers have axis 0 = M; buffers that the forward assigns are replaced.
+        bones: Module of the original class with the same names; takes the modes of ``stacked``.
         args: Positional arguments; every tensor has axis 0 = M.
         kwargs: Named arguments, likewise.
 
     Returns:
         What the module returns, every tensor with axis 0 = M.
+
+    Raises:
+        ValueError: If the forward writes into its input or changes a Python attribute.
     """
-    bones.train(stacked.training)
+    for path, module in bones.named_modules():
+        module.training = mode_of(stacked, path)
+    tensors = {name: tensor for name, tensor in tensors_of(stacked).items() if name in tensors_of(bones)}
     leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
-    axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in leaves)
+    # The module may view its input, which batch-last memory would not allow.
+    own = [leaf.contiguous() if isinstance(leaf, Tensor) and not leaf[:1].is_contiguous() else leaf for leaf in leaves]
+    axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in own)
 
-    def call(tensors: dict[str, Tensor], *own: Any) -> Any:
+    def call(given: dict[str, Tensor], *own: Any) -> tuple[Any, dict[str, Tensor]]:
         own_args, own_kwargs = torch.utils._pytree.tree_unflatten(list(own), spec)
-        return torch.func.functional_call(bones, tensors, own_args, own_kwargs)
+        now = dict(given)  # functional_call puts assigned buffers here
+        result = torch.func.functional_call(bones, now, own_args, own_kwargs)
+        return result, {name: tensor for name, tensor in now.items() if tensor is not given[name]}
 
-    return torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors_of(stacked), *leaves)
+    eager = not torch.compiler.is_compiling()
+    before, versions = attributes_of(bones) if eager else {}, _versions(own) if eager else []
+    result, assigned = torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors, *own)
+    if eager:
+        if _versions(own) != versions:
+            raise ValueError(f"{type(bones).__name__}: forward must not write into its input; use the out-of-place form")
+        refuse_changed_attributes(before, attributes_of(bones))
+    for name, tensor in assigned.items():
+        path, _, leaf = name.rpartition(".")
+        stacked.get_submodule(path)._buffers[leaf] = tensor
+    return result
+
+
+def _versions(leaves: Sequence[Any]) -> list[int]:
+    """Count the writes into each tensor so far, where torch counts them."""
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()]

@@ -83,28 +83,31 @@ def _differentiable(operator: Bilinear, raw: Callable[..., Tensor], family: Func
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             _setup_context(ctx, inputs, output)
             ctx.save_for_forward(*inputs[:2])
+            ctx.set_materialize_grads(False)  # a tangent of zeros would cost a convolution
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-            return _backward(operator, family, ctx, grad)
+        def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+            return (None,) * (2 + len(ctx.rest)) if grad is None else _backward(operator, family, ctx, grad)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Tensor:
-            (a, b), (da, db) = ctx.saved_tensors, tangents[:2]  # a tangent that was not given is zeros
-            return call(da, b, *ctx.rest) + call(a, db, *ctx.rest)
+            (a, b), (da, db) = ctx.saved_tensors, tangents[:2]
+            terms = [call(da, b, *ctx.rest)] if da is not None else []
+            terms += [call(a, db, *ctx.rest)] if db is not None else []
+            return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
             return operator.vmap(family, info.batch_size, in_dims, *args)
 
+    apply: Callable[..., Tensor] = Op.apply
     composite = _outside_autocast(operator.composite)
 
-    @torch.compiler.allow_in_graph
     def call(*args: Any) -> Tensor:
         # torch's Function.jvp is silently wrong under two or more forward-mode levels.
-        return composite(*args) if forward_mode_levels() > 1 else Op.apply(*args)
+        return composite(*args) if forward_mode_levels() > 1 else apply(*args)
 
-    return call
+    return torch.compiler.allow_in_graph(call)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch's signature)

@@ -50,7 +50,7 @@ def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *ge
 def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
     """Gradient with respect to the weights."""
     chosen = plan.conv2d_weight_grad(_problem(x, kernel_size, *geometry, shared=x.dim() == 4))
-    w_grad = conv2d_stock.conv2d_weight_grad(x, grad, tuple(kernel_size), *geometry, algorithm=chosen.algorithm)
+    w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
     return w_grad.contiguous()
 
 

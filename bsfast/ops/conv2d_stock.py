@@ -12,7 +12,7 @@ Pair = tuple[int, int]
 
 
 def conv2d(
-    algorithm: str, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int, *, algorithm: str = "loop"
 ) -> Tensor:
     """Convolve each branch, or one input shared by all, with each branch's weights."""
     if x.dim() == 4:
@@ -27,7 +27,6 @@ def conv2d(
 
 
 def conv2d_input_grad(
-    algorithm: str,
     grad: Tensor,
     weight: Tensor,
     input_size: tuple[int, ...],
@@ -35,6 +34,8 @@ def conv2d_input_grad(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    *,
+    algorithm: str = "loop",
 ) -> Tensor:
     """Gradient of the loss with respect to the input; summed over branches if the input is shared."""
     geometry = (stride, padding, dilation)
@@ -50,7 +51,15 @@ def conv2d_input_grad(
 
 
 def conv2d_weight_grad(
-    algorithm: str, x: Tensor, grad: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    *,
+    algorithm: str = "loop",
 ) -> Tensor:
     """Gradient of the loss with respect to each branch's weights."""
     geometry = (stride, padding, dilation)

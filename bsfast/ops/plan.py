@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -11,24 +12,24 @@ from bsfast.ops.backend import native_why_not
 NATIVE_DTYPES = (torch.float32, torch.float64)
 LANES = 16  # float32 values in the widest vector
 
-
-_notes: list["Plan"] | None = None
+_NOTES: ContextVar[list["Plan"] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
 def noting() -> Iterator[list["Plan"]]:
     """Collect every choice made in this block, in order; for reports."""
-    global _notes  # noqa: PLW0603 (one observer at a time, only reports use it)
-    _notes = []
+    notes: list[Plan] = []
+    token = _NOTES.set(notes)
     try:
-        yield _notes
+        yield notes
     finally:
-        _notes = None
+        _NOTES.reset(token)
 
 
 def _note(chosen: "Plan") -> "Plan":
-    if _notes is not None:
-        _notes.append(chosen)
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.append(chosen)
     return chosen
 
 
@@ -45,40 +46,64 @@ class Plan(NamedTuple):
     reason: str
 
 
-def conv2d(
-    *,
-    device: str,
-    dtype: torch.dtype,
-    batch_last: bool,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Plan:
-    """Choose the algorithm of ``conv2d`` and, with the same kernel, of its input gradient.
+class Conv2d(NamedTuple):
+    """What the choice for a convolution or one of its gradients depends on.
 
-    Args:
+    Attributes:
         device: Device type of the operands.
         dtype: Their dtype.
-        batch_last: Whether the activations have their samples innermost in memory.
+        batch_last: Whether the activation that is read first has its samples innermost in memory.
         kernel_size: kH, kW.
         stride: As ``torch.nn.Conv2d``.
+        padding: Zeros on each side.
         dilation: As ``torch.nn.Conv2d``.
         groups: Groups inside a branch.
-
-    Returns:
-        Algorithm and reason.
+        shared: Whether all branches have one input.
     """
+
+    device: str
+    dtype: torch.dtype
+    batch_last: bool
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    shared: bool
+
+
+def conv2d(problem: Conv2d) -> Plan:
+    """Choose the algorithm of a convolution."""
+    return _first_refusal(problem, ())
+
+
+def conv2d_input_grad(problem: Conv2d) -> Plan:
+    """Choose the algorithm of the input gradient: the kernel of the convolution, with the padding 2 - p."""
     refusals = (
+        ("the gradient of a shared input has no own kernel yet", problem.shared),
+        (f"padding {problem.padding} above 2 has no own kernel", max(problem.padding) > 2),
+    )
+    return _first_refusal(problem, refusals)
+
+
+def conv2d_weight_grad(problem: Conv2d) -> Plan:
+    """Choose the algorithm of the weight gradient."""
+    return _first_refusal(problem, (("weight gradients have no own kernel yet", True),))
+
+
+def _first_refusal(problem: Conv2d, refusals: tuple[tuple[str, bool], ...]) -> Plan:
+    device, dtype, kernel = problem.device, problem.dtype, problem.kernel_size
+    all_refusals = (
         (native_why_not(device), True),
         (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        (f"kernel {kernel_size[0]}x{kernel_size[1]} has no own kernel yet", kernel_size != (3, 3)),
-        (f"stride {stride} has no own kernel yet", stride != (1, 1)),
-        (f"dilation {dilation} has no own kernel yet", dilation != (1, 1)),
-        (f"{groups} groups inside a branch have no own kernel yet", groups != 1),
-        ("the activations are not batch-last in memory", not batch_last),
+        (f"kernel {kernel[0]}x{kernel[1]} has no own kernel yet", kernel != (3, 3)),
+        (f"stride {problem.stride} has no own kernel yet", problem.stride != (1, 1)),
+        (f"dilation {problem.dilation} has no own kernel yet", problem.dilation != (1, 1)),
+        (f"{problem.groups} groups inside a branch have no own kernel yet", problem.groups != 1),
+        *refusals,
+        ("the activations are not batch-last in memory", not problem.batch_last),
     )
-    for why_not, applies in refusals:
+    for why_not, applies in all_refusals:
         if applies and why_not is not None:
             return _note(stock(device, why_not))
     return _note(Plan("native", "3x3, stride 1, batch-last: samples in the vector lanes"))

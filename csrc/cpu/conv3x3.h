@@ -33,7 +33,7 @@ BSFAST_DECLARE(avx512)
 #undef BSFAST_DECLARE
 
 template <class T>
-Conv3x3<T> conv3x3(Isa isa) {
+Conv3x3<T> conv3x3([[maybe_unused]] Isa isa) {
 #if BSFAST_X86
   if (isa == Isa::avx512) return avx512::conv3x3<T>();
   if (isa == Isa::avx2) return avx2::conv3x3<T>();

@@ -17,8 +17,8 @@ using torch::stable::Tensor;
 
 template <class T>
 void run_conv3x3(const ConvShape& shape, const Tensor& x, const Tensor& weight, Tensor& out) {
-  static const Conv3x3<T> kernel =
-      conv3x3<T>(isa_from_name(std::getenv("BSFAST_ISA") ? std::getenv("BSFAST_ISA") : ""));
+  const char* isa = std::getenv("BSFAST_ISA");
+  static const Conv3x3<T> kernel = conv3x3<T>(isa_from_name(isa ? isa : "", "conv3x3: BSFAST_ISA"));
   const T* in = static_cast<const T*>(x.const_data_ptr());
   const T* w = static_cast<const T*>(weight.const_data_ptr());
   T* y = static_cast<T*>(out.mutable_data_ptr());
@@ -36,6 +36,8 @@ void conv3x3_out(const Tensor& x, const Tensor& weight, Tensor out, int64_t pad_
   check_batch_last(out, op, "out");
   STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous() && weight.size(3) == 3 && weight.size(4) == 3, op,
                   ": weight must be contiguous with shape (M, C_out, C_in, 3, 3), got ", to_string(weight.sizes()));
+  STD_TORCH_CHECK(pad_height >= 0 && pad_width >= 0, op, ": padding must be at least 0, got ", pad_height, " and ",
+                  pad_width);
   const int64_t d = x.dim();
   const ConvShape shape{weight.size(0), x.size(d - 4), weight.size(2), weight.size(1), x.size(d - 2),
                         x.size(d - 1),  pad_height,    pad_width,      d == 4};

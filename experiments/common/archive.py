@@ -161,7 +161,7 @@ def _read_cache(cache: Path, image_size: int) -> Arrays | None:
     if not cache.is_file():
         return None
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = Arrays(*(stored[name] for name in Arrays._fields))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
@@ -176,14 +176,15 @@ def _write_cache(cache: Path, arrays: Arrays) -> None:
     partial = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, **arrays._asdict())
-        partial.replace(cache)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays._asdict())
+            partial.replace(cache)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         warnings.warn(
             f"load_archive: cannot keep the decoded images in {cache.parent} ({error}); they are decoded again next "
             f"time, or set {CACHE_VARIABLE} to a writable folder",
             stacklevel=3,
         )
-    finally:
-        partial.unlink(missing_ok=True)

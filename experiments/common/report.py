@@ -12,7 +12,7 @@ from typing import Any
 from experiments.common.record import Run, write_atomically
 
 _TITLE = "Branch specialization, measured"
-_VERDICTS = {True: ("yes", "✓ holds"), False: ("no", "✗ does not hold"), None: ("open", "– not tested")}
+_VERDICTS = {True: ("yes", "✓ holds"), False: ("no", "✗ does not hold"), None: ("open", "not tested")}
 _STYLE = Path(__file__).with_name("report.css")
 _LONGEST_VALUE = 120
 
@@ -150,7 +150,7 @@ def _speed(run: Run) -> str:
     for row in table["rows"]:
         cells = "".join(
             f'<td class="number" data-label="{escape(name)}">{median:.4g} {unit} '
-            f"<small>{low:.4g} to {high:.4g}, {fastest / median:.2f}×</small></td>"
+            f"<small>{low:.4g} to {high:.4g}, {fastest / median:.2f}&times;</small></td>"
             for name, (median, low, high), fastest in zip(table["columns"], row["values"], best, strict=True)
         )
         rows.append(f"<tr><th>{escape(row['contestant'])}</th>{cells}</tr>")
@@ -172,8 +172,8 @@ def _reproduce(runs: Iterable[Run]) -> str:
     rebuilt = "python -m experiments report " + " ".join(shlex.quote(run.folder.as_posix()) for run in runs)
     lines.append(f"{rebuilt}    # this page again, from the records")
     return (
-        f'<div class="card"><pre>{escape(chr(10).join(lines))}</pre><p class="note">Two runs with one seed are equal on '
-        "one machine unless a time budget ended the training; the number of steps taken is among the measured "
+        f'<div class="card"><pre>{escape(chr(10).join(lines))}</pre><p class="note">Two runs with one seed are equal '
+        "on one machine unless a time budget ended the training; the number of steps taken is among the measured "
         "numbers.</p></div>"
     )
 

@@ -255,7 +255,7 @@ def load_checkpoint(
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     generator.set_state(state["generator"])
-    return History(**state["history"])
+    return History(**state["history"] | {"ended_by": "epochs"})
 
 
 def _step(
