@@ -5,31 +5,39 @@ Names load on first use, so that ``bsfast.toy`` and ``bsfast.plotting`` work wit
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bsfast import analysis, layout, nn, ops, plotting, reference, toy
+    from bsfast.fuse import Branched, fuse, register_rule, unfuse
 
 __version__ = version("bsfast")
 
-_HOME = {
-    "fuse": "bsfast.fuse",
-    "unfuse": "bsfast.fuse",
-    "register_rule": "bsfast.fuse",
-    "Branched": "bsfast.fuse",
-}
-_MODULES = ("analysis", "layout", "nn", "ops", "plotting", "reference", "toy")
+__all__ = [
+    "Branched",
+    "__version__",
+    "analysis",
+    "fuse",
+    "layout",
+    "nn",
+    "ops",
+    "plotting",
+    "reference",
+    "register_rule",
+    "toy",
+    "unfuse",
+]
 
-__all__ = ["Branched", "__version__", "fuse", "register_rule", "unfuse", *_MODULES]
+_FROM_FUSE = ("Branched", "fuse", "register_rule", "unfuse")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = import_module(f"bsfast.{name}")
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'bsfast' has no attribute {name!r}")
+    value = getattr(import_module("bsfast.fuse"), name) if name in _FROM_FUSE else import_module(f"bsfast.{name}")
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <vector>
+
+#include "cpu/fma_peak.h"
 #include "isa.h"
 #include "toy/parallel.h"
 
@@ -51,6 +57,24 @@ py::dict train_toy(const Array& x, const Array& y, const Array& weight, const Ar
                   "trajectory"_a = trajectory);
 }
 
+// Best of ten runs of about a hundredth of a second on so many threads, in GFLOP/s.
+double fma_peak(int64_t threads) {
+  if (threads < 1) throw std::invalid_argument("fma_peak: threads must be at least 1, got " + std::to_string(threads));
+  using Clock = std::chrono::steady_clock;
+  constexpr int64_t iterations = 2'000'000;
+  const bsfast::FmaBurst burst = bsfast::fma_burst(bsfast::best_isa());
+  double best = 0;
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    std::vector<std::thread> others;
+    const auto start = Clock::now();
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back(burst, iterations);
+    const double operations = double(threads) * burst(iterations);
+    for (auto& thread : others) thread.join();
+    best = std::max(best, operations / std::chrono::duration<double, std::nano>(Clock::now() - start).count());
+  }
+  return best;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -61,4 +85,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("train_toy", &train_toy, py::arg("x"), py::arg("y"), py::arg("weight"), py::arg("bias"), py::kw_only(),
              py::arg("lr"), py::arg("slope"), py::arg("tolerance"), py::arg("max_steps"), py::arg("stride"),
              py::arg("isa"), py::arg("num_threads"), "Train many toys at once; see bsfast.toy.train, which checks.");
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+             "Measure the float32 multiply-add peak of this host on so many threads, in GFLOP/s.");
 }

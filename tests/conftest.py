@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one seed, and memory that is poisoned until it is written."""
+"""Fixtures of all tests: one seed, one thread, and memory that is poisoned until it is written."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,15 @@ import torch
 def seed() -> None:
     """Every test draws the same numbers, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests are small: on a busy machine, waiting for a second thread makes them 50 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -180,7 +180,16 @@ NORMS = {
 
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
-    *(nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.LogSigmoid, nn.Sigmoid),
+    *(
+        nn.Tanhshrink,
+        nn.Softshrink,
+        nn.Hardshrink,
+        nn.Hardtanh,
+        nn.Hardsigmoid,
+        nn.Hardswish,
+        nn.LogSigmoid,
+        nn.Sigmoid,
+    ),
     *(nn.Tanh, nn.PReLU, lambda: nn.PReLU(6), lambda: nn.Threshold(0.1, 2.0), lambda: nn.GELU("tanh")),
     *(lambda: nn.Softmax(1), lambda: nn.LogSoftmax(-1), lambda: nn.GLU(1), lambda: nn.ELU(inplace=True)),
     *(lambda: nn.Softmin(2), nn.Identity, nn.Dropout, lambda: nn.RReLU(0.2, 0.2)),
@@ -246,7 +255,7 @@ def _shapes(m: Code, y: Tensor) -> Tensor:
 
 
 CODE: dict[str, Callable[[Code, Tensor], Tensor]] = {
-    "arithmetic": lambda _, y: 2 * y - 1 / (y * y + 3) + (1 - y) ** 2 / 4 + 2.0 ** y,
+    "arithmetic": lambda _, y: 2 * y - 1 / (y * y + 3) + (1 - y) ** 2 / 4 + 2.0**y,
     "residual": lambda m, y: y + m.other(y).relu(),
     "inplace-chain": _inplace_chain,
     "inplace-positional": _positional_inplace,
@@ -255,7 +264,7 @@ CODE: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "shapes": _shapes,
     "broadcast-ranks": lambda m, y: y * m.scale + m.number + m.shift.view(6, 1, 1) * m.table,
     "parameters-only": lambda m, y: (m.scale * m.number).expand_as(y) + m.matrix.mean() * m.number,
-    "zero-rank": lambda m, y: y.mean() * m.number + y.sum().unsqueeze(0).sum() + m.number.mean(),
+    "zero-rank": lambda m, y: y.mean() * m.number + y.sum().unsqueeze(0).sum() / 200 + m.number.mean(),
     "cat": lambda m, y: torch.cat([y, m.other(y)], 1),
     "cat-negative": lambda m, y: torch.cat((y, m.scale.expand(y.size(0), 6, 7, 5)), dim=-2),
     "cat-axis": lambda m, y: torch.cat([y, m.other(y)], axis=1),
@@ -265,7 +274,11 @@ CODE: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "items": lambda _, y: y[:, 1:, ::2, -1] + y[..., None, 0, 0][:, :5] + y[:, [0, 2, 1, 3, 4]][:, :, 0, 0, None],
     "reductions": lambda _, y: y.mean((2, 3)) + y.sum(-1).amax(-1) + y.std((2, 3), correction=0) + y.var(dim=(-1, -2)),
     "keepdim": lambda _, y: y - y.mean(1, keepdim=True) + y.amax(dim=(1, 2), keepdim=True) + y.sum(2, True),
-    "all-axes": lambda _, y: y.mean() + torch.sum(y) * y + y.norm() + y.sum(dim=()) + y.sum((0, -1)).sum(),
+    "all-axes": lambda _, y: y.mean()
+    + torch.sum(y) * y / 200
+    + y.norm()
+    + y.sum(dim=()) / 200
+    + y.sum((0, -1)).sum() / 200,
     "extrema": lambda _, y: y.max(1).values + y.min(dim=1)[0] + torch.max(y, 1)[0] + y.max() + y.argmax(1),
     "cumulative": lambda _, y: y.cumsum(1) + torch.cumprod(y, dim=-1) + y.flip(1) + y.roll(1, 2),
     "where": lambda m, y: torch.where(y > m.scale, y, m.number) + torch.where(y.isnan(), 0.0, -y),
@@ -278,7 +291,7 @@ CODE: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "dropout-off": lambda _, y: F.dropout2d(F.dropout(y, 0.3, training=False), training=False),
     "pool-interpolate": lambda _, y: F.interpolate(F.max_pool2d(y, 2, 1, padding=1), size=y.shape[2:], mode="nearest"),
     "pool-indices": _pool_indices,
-    "pad": lambda _, y: F.pad(y, (1, 2)) .sum(-1) + F.pad(y, [1, 1, 1, 1], mode="reflect")[..., 1:-1, 0],
+    "pad": lambda _, y: F.pad(y, (1, 2)).sum(-1) + F.pad(y, [1, 1, 1, 1], mode="reflect")[..., 1:-1, 0],
     "pad-all": lambda _, y: F.pad(y, (0, 0, 0, 0, 1, 1, 0, 0), value=2.0),
     "normalize": lambda _, y: F.normalize(y, dim=1) + F.cosine_similarity(y, y.flip(1), dim=1).unsqueeze(1),
     "clone-detach": lambda _, y: y.clone().add_(1) * y.detach() + y.contiguous(memory_format=torch.channels_last),
@@ -288,6 +301,7 @@ CODE: dict[str, Callable[[Code, Tensor], Tensor]] = {
     "plain-tensor": lambda m, y: y * m.table + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) + m.table[0],
     "clamp-tensor": lambda m, y: y.clamp(min=m.number, max=m.number + 1) + torch.clamp(y, -0.5, 0.5),
     "keyword-input": lambda m, y: F.linear(input=y, weight=m.matrix[:5, :5].clone()) + F.relu(input=y),
+    "new-tensors": lambda m, y: y + torch.arange(y.size(3)) + y.new_ones(7, 1) * m.number,
     "positive": lambda _, y: (+y).add(1) - (-y).abs(),
 }
 

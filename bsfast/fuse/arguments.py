@@ -54,11 +54,14 @@ class Arguments:
         """
         if len(inputs) > len(self._positional):
             raise TypeError(
-                f"Branched: forward must get at most {len(self._positional)} inputs {self._positional}, got {len(inputs)}"
+                f"Branched: forward must get at most {len(self._positional)} inputs {self._positional}, "
+                f"got {len(inputs)}"
             )
         flags = [per_branch] * len(inputs) if isinstance(per_branch, bool) else list(per_branch)
         if len(flags) != len(inputs):
-            raise ValueError(f"Branched: per_branch must be a bool or one a positional input ({len(inputs)}), got {flags}")
+            raise ValueError(
+                f"Branched: per_branch must be a bool or one a positional input ({len(inputs)}), got {flags}"
+            )
         given = {name: (value, flag) for name, value, flag in zip(self._positional, inputs, flags, strict=False)}
         for name, value in named.items():
             if name in given or name not in self.defaults:

@@ -1,4 +1,4 @@
-"""Building a fused network: the tree of branched layers, then a checked program for each mode and choice of constants."""
+"""Building a fused network: the tree of branched layers, then a checked program a mode and choice of constants."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from bsfast.fuse.program import Program
 from bsfast.fuse.rules import find_rule
 from bsfast.fuse.trace import trace
 from bsfast.nn.stacked import StackedModule, adopt_tensors, descend, stack, tensors_of
-from bsfast.nn.vmapped import Vmapped
+from bsfast.nn.vmapped import Vmapped, runs_as
 
 
 def build_tree(net: StackedModule, branches: Sequence[nn.Module]) -> None:
@@ -30,7 +30,7 @@ def build_tree(net: StackedModule, branches: Sequence[nn.Module]) -> None:
     for name in sorted(names):
         if name in vars(net) or hasattr(type(net), name):
             raise ValueError(
-                f"fuse: submodules and parameters must not be named like an attribute of Branched, got {name!r}; rename it"
+                f"fuse: modules and parameters must not be named like an attribute of Branched, got {name!r}; rename it"
             )
     ruled: set[str] = set()
     places: dict[nn.Module, str] = {}
@@ -121,7 +121,7 @@ def _adopt_constants(net: StackedModule, graph: fx.Graph) -> None:
         home = net.get_submodule(path)
         if leaf.startswith("_tensor_constant"):  # made by forward code, anew in each trace
             unregister |= {(owner, leaf) for owner in owners}
-            leaf = _free_name(home, stacked)  # noqa: PLW2901 (its name from here on)
+            leaf = _free_name(home, stacked)
             node.target = f"{path}.{leaf}" if path else leaf
         home.register_buffer(leaf, stacked, persistent=False)
     for owner, leaf in unregister:
@@ -147,8 +147,10 @@ def warn_vmapped(net: StackedModule, programs: Sequence[Program]) -> None:
     """
     reasons = {path: reason for program in programs for path, reason in program.why_vmap.items()}
     for path, reason in reasons.items():
+        module = net.settings.get_submodule(path)
+        how = "torch.vmap of itself" if runs_as(module) == "vmap" else "a loop over branches"
         warnings.warn(
-            f"bsfast: {type(net.settings.get_submodule(path)).__name__} {path or '(the whole branch)'!r} cannot be traced "
-            f"({reason}); it runs as torch.vmap of itself, which is right but slower. register_rule can teach bsfast to fuse it",
+            f"bsfast: {type(module).__name__} {path or '(the whole branch)'!r} cannot be traced ({reason}); "
+            f"it runs as {how}, which is right but slower. register_rule can teach bsfast to fuse it",
             stacklevel=5,
         )

@@ -18,8 +18,8 @@ from bsfast.nn.stacked import Container, StackedModule, skeleton
 class Branched(StackedModule):
     """f(x) = v_1(x) + ... + v_M(x), all branches computed together; made by :func:`fuse`.
 
-    An ordinary module: its parameters have the branches' names and a leading axis of length M. Elementwise optimizers (SGD,
-    Adam) act as M separate ones; optimizers that use norms of whole tensors (LARS, clipping per tensor) do not.
+    An ordinary module: its parameters have the branches' names and a leading axis of length M. Elementwise optimizers
+    (SGD, Adam) act as M separate ones; optimizers that use norms of whole tensors (LARS, clipping per tensor) do not.
 
     Source: Brokman & Gilboa (2022), arXiv 2206.05810, eq. 1.
     """

@@ -28,30 +28,36 @@ def check_supported(branch: nn.Module, k: int) -> None:
         k: Its index, for the message.
 
     Raises:
-        ValueError: If a module has a hook, a parametrization or a forward of its own, holds modules or parameters that are
-            not registered, or is not initialised yet.
+        ValueError: If a module has a hook, a parametrization or a forward of its own, holds modules or parameters that
+            are not registered, or is not initialised yet.
     """
     registered = {id(entry) for entry in [*branch.modules(), *tensors_of(branch).values()]}
     for path, module in branch.named_modules():
         where = f"{type(module).__name__} {path!r} of branch {k}" if path else f"branch {k}"
+        if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
+            raise ValueError(
+                f"fuse: branches must be initialised, got the lazy {where}; run one batch through it first"
+            )
         for attribute, word in _HOOKS.items():
             if getattr(module, attribute):
-                raise ValueError(f"fuse: branches must have no hooks, got a {word} on {where}; remove it and fuse again")
+                raise ValueError(
+                    f"fuse: branches must have no hooks, got a {word} on {where}; remove it and fuse again"
+                )
         if is_parametrized(module):
             raise ValueError(
                 f"fuse: branches must have no parametrizations, got one on {where}; "
                 "torch.nn.utils.parametrize.remove_parametrizations bakes it in"
             )
         if "forward" in vars(module):
-            raise ValueError(f"fuse: forward must be a method of the class, got one set on the instance {where}; subclass it")
-        if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
-            raise ValueError(f"fuse: branches must be initialised, got the lazy {where}; run one batch through it first")
+            raise ValueError(
+                f"fuse: forward must be a method of the class, got one set on the instance {where}; subclass it"
+            )
         for name, value in own_attributes(module).items():
             for held in _held_by(value):
                 if id(held) not in registered and (isinstance(held, nn.Module) or held.requires_grad):
                     raise ValueError(
                         f"fuse: modules and tensors that require gradients must be registered, got a "
-                        f"{type(held).__name__} in the attribute {name!r} of {where}; use ModuleList, ParameterList or Parameter"
+                        f"{type(held).__name__} in the attribute {name!r} of {where}; use ModuleList or Parameter"
                     )
 
 
@@ -86,8 +92,8 @@ def check_alike(branches: Sequence[nn.Module]) -> None:
         branches: M modules.
 
     Raises:
-        ValueError: If a module's class or mode, or a tensor's name, shape, dtype, device or ``requires_grad`` differs, or
-            two branches share a tensor.
+        ValueError: If a module's class or mode, or a tensor's name, shape, dtype, device, tie or ``requires_grad``
+            differs, or two branches share a tensor.
     """
     first = branches[0]
     for k, branch in enumerate(branches[1:], start=1):
@@ -100,8 +106,8 @@ def check_alike(branches: Sequence[nn.Module]) -> None:
             other, _ = owner.setdefault(id(tensor), (k, name))
             if other != k:
                 raise ValueError(
-                    f"fuse: every branch must have its own parameters and buffers, got {name!r} shared by branches {other} "
-                    f"and {k}; pass copies (copy.deepcopy)"
+                    f"fuse: every branch must have its own parameters and buffers, got {name!r} shared by branches "
+                    f"{other} and {k}; pass copies (copy.deepcopy)"
                 )
 
 
@@ -137,11 +143,13 @@ def _check_ties(ours: dict[str, Tensor], theirs: dict[str, Tensor], k: int) -> N
     """Tensors under several names must be so in every branch."""
     leaders: list[dict[int, str]] = [{}, {}]
     for name in ours:
-        a, b = (leader.setdefault(id(tensors[name]), name) for leader, tensors in zip(leaders, (ours, theirs), strict=True))
+        a, b = (
+            leader.setdefault(id(tensors[name]), name) for leader, tensors in zip(leaders, (ours, theirs), strict=True)
+        )
         if a != b:
             raise ValueError(
-                f"fuse: branches must tie the same parameters and buffers, got {name!r} tied to {a!r} in branch 0 and to "
-                f"{b!r} in branch {k}"
+                f"fuse: branches must tie the same parameters and buffers, got {name!r} tied to {a!r} in branch 0 and "
+                f"to {b!r} in branch {k}"
             )
 
 
@@ -167,7 +175,9 @@ def check_graphs(graphs: Sequence[fx.Graph | None]) -> None:
     first = graphs[0]
     for k, graph in enumerate(graphs[1:], start=1):
         if (first is None) != (graph is None):
-            raise ValueError(f"fuse: branches must compute the same, got branch 0 and branch {k} traceable only in part")
+            raise ValueError(
+                f"fuse: branches must compute the same, got branch 0 and branch {k} traceable only in part"
+            )
         if first is None or graph is None:
             continue
         ours, theirs = list(first.nodes), list(graph.nodes)
@@ -184,12 +194,13 @@ def check_graphs(graphs: Sequence[fx.Graph | None]) -> None:
                     )
         if len(ours) != len(theirs):
             raise ValueError(
-                f"fuse: branches must compute the same, got {len(ours)} nodes in branch 0 and {len(theirs)} in branch {k}"
+                f"fuse: branches must compute the same, got {len(ours)} nodes in branch 0 and {len(theirs)} in branch "
+                f"{k}"
             )
 
 
 def _say(node: fx.Node) -> str:
-    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     scope = node.meta.get("scope")
     return f"node {node.name!r} ({target}{f' in {scope!r}' if scope else ''})"
 
@@ -220,24 +231,14 @@ def check_settings(modules: Sequence[nn.Module], path: str) -> None:
     for k, module in enumerate(modules[1:], start=1):
         pairs = zip(modules[0].named_modules(), module.named_modules(), strict=True)
         for (inner, ours), (_, theirs) in pairs:
-            for name in sorted(_settings(ours).keys() | _settings(theirs).keys()):
-                a, b = (_settings(m).get(name) for m in (ours, theirs))
+            for name in sorted(own_attributes(ours).keys() | own_attributes(theirs).keys()):
+                a, b = (own_attributes(m).get(name) for m in (ours, theirs))
                 if not _equal(a, b):
                     where = ".".join(part for part in (path, inner) if part)
                     raise ValueError(
                         f"fuse: branches must have the same settings, got {name}={a!r} at {where!r} "
                         f"({type(ours).__name__}) in branch 0 and {b!r} in branch {k}"
                     )
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in own_attributes(module).items() if not _is_of(module, value)}
-
-
-def _is_of(module: nn.Module, value: Any) -> bool:
-    """Say whether an attribute only repeats what the module registers, as the ``_flat_weights`` of an LSTM do."""
-    registered = {id(tensor) for tensor in tensors_of(module).values()}
-    return isinstance(value, list) and bool(value) and all(id(entry) in registered for entry in value)
 
 
 def _equal(a: Any, b: Any) -> bool:  # noqa: PLR0911 (one return a kind)
@@ -257,7 +258,8 @@ def _equal(a: Any, b: Any) -> bool:  # noqa: PLR0911 (one return a kind)
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__") and not isinstance(a, nn.Module):
+    by_identity: Any = type(a).__eq__
+    if by_identity is object.__eq__ and hasattr(a, "__dict__") and not isinstance(a, nn.Module):
         return _equal(vars(a), vars(b))
     same = a == b
     return bool(same.all() if hasattr(same, "all") else same) or (a != a and b != b)  # noqa: PLR0124 (nan)

@@ -12,11 +12,12 @@ from bsfast.fuse.branched import Branched
 def fuse(branches: Sequence[nn.Module] | Callable[[], nn.Module], num_branches: int | None = None) -> Branched:
     """Fuse M modules of one architecture into one that computes them together.
 
-    ``fuse(branches)(x)`` equals ``sum(branch(x) for branch in branches)``, and ``fuse(branches).branch_outputs(x)`` equals
-    ``torch.stack([branch(x) for branch in branches])``.
+    ``fuse(branches)(x)`` equals ``sum(branch(x) for branch in branches)``, and ``fuse(branches).branch_outputs(x)``
+    equals ``torch.stack([branch(x) for branch in branches])``.
 
     Args:
-        branches: M modules; they are copied and stay usable. Or a callable that makes one, called ``num_branches`` times.
+        branches: M modules; they are copied and stay usable. Or a callable that makes one, called ``num_branches``
+            times.
         num_branches: M, with a callable only.
 
     Returns:
@@ -25,13 +26,14 @@ def fuse(branches: Sequence[nn.Module] | Callable[[], nn.Module], num_branches: 
     Raises:
         TypeError: If ``branches`` is neither modules nor a callable.
         ValueError: If the branches differ in anything but the values of their tensors (the message names the first
-            difference), or cannot be fused faithfully: hooks, parametrizations, control flow on data.
+            difference), or cannot be fused faithfully; for instance hooks, parametrizations, control flow on data.
 
     Example:
+        >>> import torch
         >>> net = fuse([nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(4)])
         >>> net(torch.ones(5, 3)).shape, net.branch_outputs(torch.ones(5, 3)).shape
         (torch.Size([5, 2]), torch.Size([4, 5, 2]))
-    """
+    """  # noqa: DOC502 (raised by the checks)
     modules = _make_branches(branches, num_branches)
     for k, branch in enumerate(modules):
         compare.check_supported(branch, k)

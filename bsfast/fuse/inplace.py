@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS, CloneThen, as_written, pointwise
+from bsfast.fuse.function_rules import CloneThen, as_written, pointwise
+from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS
 
 _OPERATORS = {
     getattr(operator, f"i{name}"): getattr(operator, f"{name}_" if name in {"and", "or"} else name)
-    for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 }
 
 
@@ -34,7 +35,7 @@ def remove_inplace(graph: fx.Graph) -> None:
     Raises:
         ValueError: If an input is written to, or a view of the changed tensor is used later.
         Untraceable: If a parameter or buffer is written to.
-    """
+    """  # noqa: DOC502 (raised by _refuse_foreign)
     for node in list(graph.nodes):
         if node.kwargs.get("out") is not None:
             raise ValueError(f"fuse: forward must not use out=, got it at {node.name!r}; use the returned tensor")
@@ -57,7 +58,7 @@ def remove_inplace(graph: fx.Graph) -> None:
 
 
 def _keep_type(node: fx.Node, changed: fx.Node) -> fx.Node:
-    """Give the result the shape and dtype of what was written to: out of place, arithmetic may promote and broadcast."""
+    """Give the result the shape and dtype of what was written to; out of place, arithmetic may promote it."""
     if FUNCTIONS.get(node.target) is not pointwise:
         return node
     users = list(node.users)
@@ -69,7 +70,7 @@ def _keep_type(node: fx.Node, changed: fx.Node) -> fx.Node:
     return result
 
 
-def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:
+def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:  # noqa: PLR0911 (one return a kind)
     """Return (op, target) of the out-of-place form of a node, or None if it changes nothing."""
     target = node.target
     if node.op == "call_module" and node.meta["inplace"]:
@@ -119,8 +120,8 @@ def _refuse_foreign(node: fx.Node, changed: Any) -> None:
             raise Untraceable(node.meta.get("scope", ""), f"it writes into {member.target!r}")
         if member is not changed and any(order[user] > order[node] for user in member.users):
             raise ValueError(
-                f"fuse: a tensor changed in place must not have views that are used later, got in-place {node.name!r} on "
-                f"{changed.name!r}, which may share memory with {member.name!r}; use the out-of-place form"
+                f"fuse: a tensor changed in place must not have views that are used later, got in-place {node.name!r} "
+                f"on {changed.name!r}, which may share memory with {member.name!r}; use the out-of-place form"
             )
 
 

@@ -107,13 +107,12 @@ class Program:
         if not self.steps:
             return wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches)))
         values: dict[str, Any] = {}
-        for step in self.steps:
-            if step.op == "output":
-                return _resolve(step.args[0], values)
+        *steps, output = self.steps
+        for step in steps:
             values[step.name] = run_step(step, net, values, inputs, branches)
             for name in step.last_use_of:
                 del values[name]
-        raise RuntimeError("Branched: the traced graph has no output")
+        return _resolve(output.args[0], values)
 
 
 def _steps(graph: fx.Graph) -> Iterator[Step]:
@@ -155,6 +154,12 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
 
     Returns:
         The value.
+
+    Raises:
+        IndexError: As ``ValueError``.
+        RuntimeError: As ``ValueError``.
+        TypeError: As ``ValueError``.
+        ValueError: If the operation fails.
     """
     if step.op == "placeholder":
         return pytree.tree_map(enter, inputs[step.target])
@@ -180,9 +185,11 @@ def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return wrap(module(*expand(args, branches), **expand(kwargs, branches)))
     if not args and "input" in kwargs and "condition" not in kwargs:
         args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-    function = Method(step.target) if step.op == "call_method" else step.target
+    function: Any = Method(step.target) if step.op == "call_method" else step.target
     if any_per_branch((args, kwargs)):
-        return FUNCTIONS.get(step.target, vmapped)(function, args, kwargs, branches)
-    if getattr(step.target, "method", step.target) in RANDOM:
+        rule: Any = FUNCTIONS.get(step.target, vmapped)
+        return rule(function, args, kwargs, branches)
+    if getattr(step.target, "method", step.target) in RANDOM:  # each branch draws its own, on its own copy
+        args, kwargs = wrap(expand((args, kwargs), branches))
         return vmapped(function, args, kwargs, branches)
     return function(*args, **kwargs)

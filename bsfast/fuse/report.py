@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from bsfast.fuse.functions import FUNCTIONS
 from bsfast.fuse.program import Program, Step, run_step
 from bsfast.fuse.values import PerBranch
-from bsfast.nn.vmapped import Vmapped
+from bsfast.nn.stacked import StackedModule, replaced
+from bsfast.nn.vmapped import Vmapped, runs_as
 from bsfast.ops import plan
 
 
@@ -20,7 +20,7 @@ class Spec:
 
     def __init__(self, tensor: torch.Tensor, per_branch: bool) -> None:
         self.arguments = (tuple(tensor.shape), tensor.stride())
-        self.options = {"dtype": tensor.dtype, "device": tensor.device}
+        self.options: dict[str, Any] = {"dtype": tensor.dtype, "device": tensor.device}
         self.per_branch = per_branch
 
     @staticmethod
@@ -35,7 +35,7 @@ class Spec:
         """Allocate a described tensor; leave anything else."""
         if not isinstance(value, Spec):
             return value
-        tensor = torch.empty_strided(*value.arguments, **value.options)  # type: ignore[call-overload]
+        tensor = torch.empty_strided(*value.arguments, **value.options)
         return PerBranch(tensor) if value.per_branch else tensor
 
 
@@ -64,10 +64,12 @@ class Report:
     def __str__(self) -> str:
         table = [Row("node", "operation", "kernel", "reason"), *self.rows]
         widths = [max(len(row[column]) for row in table) for column in range(3)]
-        return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in table)
+        return "\n".join(
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in table
+        )
 
 
-def describe(net: nn.Module, program: Program, inputs: dict[str, Any] | None) -> Report:
+def describe(net: StackedModule, program: Program, inputs: dict[str, Any] | None) -> Report:
     """Make the table of a program.
 
     Args:
@@ -79,26 +81,29 @@ def describe(net: nn.Module, program: Program, inputs: dict[str, Any] | None) ->
         The report.
     """
     if not program.steps:
-        return Report([Row("(the whole branch)", type(net.settings).__name__, "vmap", program.why_vmap[""])])  # type: ignore[arg-type]
-    chosen = _choices(net, program, inputs) if inputs is not None else {}
+        row = Row("(the whole branch)", type(net.settings).__name__, runs_as(net.settings), program.why_vmap[""])
+        return Report([row])
+    chosen = _choices(net, program, inputs) if inputs is not None else None
     return Report([_row(step, net, program, chosen) for step in program.steps if step.op in _SHOWN])
 
 
 _SHOWN = {"placeholder", "call_module", "call_function", "call_method"}
 
 
-def _row(step: Step, net: nn.Module, program: Program, chosen: dict[str, plan.Plan]) -> Row:
+def _row(step: Step, net: StackedModule, program: Program, chosen: dict[str, plan.Plan] | None) -> Row:
     name = step.target if step.op == "call_module" else step.name
     node = f"{step.scope}: {name}" if step.scope and step.op != "call_module" else name
     if step.op == "call_module":
         module = net.get_submodule(step.target)
         if isinstance(module, Vmapped):
-            return Row(node, type(module.settings).__name__, "vmap", program.why_vmap[step.target])
+            return Row(node, type(module.settings).__name__, runs_as(module.settings), program.why_vmap[step.target])
         operation = type(module).__name__
     else:
         operation = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", str(step.target))
-    if step.name in chosen:
+    if chosen is not None and step.name in chosen:
         return Row(node, operation, *chosen[step.name])
+    if step.op == "placeholder" and chosen is not None:
+        return Row(node, operation, "contiguous", "no images: the order in memory is kept")
     if step.op == "placeholder" or operation in {"Conv2d", "conv2d"}:
         return Row(node, operation, "?", "depends on the input: call the network, or report(x)")
     if step.op != "call_module" and step.target not in FUNCTIONS:
@@ -106,14 +111,14 @@ def _row(step: Step, net: nn.Module, program: Program, chosen: dict[str, plan.Pl
     return Row(node, operation, "aten", "stock operator on all branches at once")
 
 
-def _choices(net: nn.Module, program: Program, inputs: dict[str, Any]) -> dict[str, plan.Plan]:
-    """Replay the program on tensors without data and note what each node chose."""
+def _choices(net: StackedModule, program: Program, inputs: dict[str, Any]) -> dict[str, plan.Plan]:
+    """Replay the program on tensors without data, the network's too, and note what each node chose."""
     chosen: dict[str, plan.Plan] = {}
     values: dict[str, Any] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), plan.noting() as notes:
+    with FakeTensorMode() as mode, torch.no_grad(), plan.noting() as notes, replaced(net, mode.from_tensor):
         arguments = {name: pytree.tree_map(Spec.make, value) for name, value in inputs.items()}
         for step in program.steps[:-1]:
-            values[step.name] = run_step(step, net, values, arguments, net.num_branches)  # type: ignore[arg-type]
+            values[step.name] = run_step(step, net, values, arguments, net.num_branches)
             if notes:
                 chosen[step.name] = notes[-1]
                 notes.clear()

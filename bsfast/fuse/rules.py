@@ -43,8 +43,8 @@ def register_rule(module: type[nn.Module], rule: Rule) -> None:
     Args:
         module: Class of the branches' modules; subclasses that override a method are not covered.
         rule: Called with the M modules of one place in the branches; returns one module whose ``forward`` takes and
-            returns tensors with a leading branch axis, and whose parameters and buffers have the original names and axis
-            0 = M. :meth:`bsfast.nn.StackedModule.from_branches` of a subclass does the stacking.
+            returns tensors with a leading branch axis, and whose parameters and buffers have the original names and
+            axis 0 = M. :meth:`bsfast.nn.StackedModule.from_branches` of a subclass does the stacking.
 
     Raises:
         TypeError: If ``module`` is not a module class or ``rule`` cannot be called.

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import random
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import fx, nn
 from bsfast.fuse.inplace import Untraceable, remove_inplace
 from bsfast.fuse.rules import find_rule, may_return_input
 from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
+from bsfast.nn.stacked import renew_lists
 
 _OF_SHAPE = {"size", "dim", "ndimension", "numel", "is_floating_point", "is_complex", "element_size", "get_device"}
 _OF_SHAPE |= {"shape", "ndim", "dtype", "device", "is_cuda", "itemsize"}
@@ -29,12 +31,12 @@ def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tu
         constants: Values of arguments that are not tensors.
 
     Returns:
-        The graph, free of in-place operations, or None if the branch as a whole cannot be traced; and the paths of modules
-        to run by vmap, each with the reason.
+        The graph, free of in-place operations, or None if the branch as a whole cannot be traced; and the paths of
+        modules to run by vmap, each with the reason.
 
     Raises:
-        ValueError: If the forward does what no trace can hold: control flow on data, random numbers from nothing, a changed
-            Python attribute, writing into inputs.
+        ValueError: If the forward does what no trace can hold: control flow on data, random numbers from nothing, a
+            changed Python attribute, writing into inputs.
     """
     flags = {module: module.training for module in branch.modules()}
     branch.train(training)
@@ -44,6 +46,8 @@ def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tu
             try:
                 return _trace(branch, constants, opaque), opaque
             except Untraceable as failure:
+                if failure.path in opaque:  # run by vmap, it still cannot be called
+                    raise ValueError(f"fuse: {failure.path!r} cannot be traced: {failure.reason}") from failure
                 opaque[failure.path] = failure.reason
                 if not failure.path:
                     return None, opaque
@@ -54,24 +58,39 @@ def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tu
 
 def _trace(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str]) -> fx.Graph:
     before, generator, states = attributes_of(branch), torch.get_rng_state(), _random_states()
+    buffers = {path: dict(module._buffers) for path, module in branch.named_modules()}
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             graph = _Tracer(constants, opaque).trace(branch)
         if _random_states() != states:
             raise ValueError(
-                "fuse: forward must draw random numbers in the shape of a tensor it is given (torch.randn_like), got a draw "
-                "that depends on no input and would be frozen"
+                "fuse: forward must draw random numbers in the shape of a tensor it is given (torch.randn_like), got a "
+                "draw that depends on no input and would be frozen"
             )
     finally:
         torch.set_rng_state(generator)
         refuse_changed_attributes(before, attributes_of(branch))
+        renew_lists(branch)
+        _refuse_assigned_buffers(branch, buffers)
     remove_inplace(graph)
     return graph
 
 
+def _refuse_assigned_buffers(branch: nn.Module, before: dict[str, dict[str, Any]]) -> None:
+    """Put back the buffers; a module that assigned one runs by vmap, which keeps what it assigns."""
+    assigned = ""
+    for path, module in branch.named_modules():
+        for name, tensor in before[path].items():
+            if module._buffers.get(name) is not tensor:
+                module._buffers[name] = tensor
+                assigned = f"{path}.{name}"
+    if assigned:
+        path, _, name = assigned.rpartition(".")
+        raise Untraceable(path, f"it assigns the buffer {name!r}")
+
+
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
-    trace_asserts = True  # of shapes, mostly; checked in every call
 
     def __init__(self, constants: dict[str, Any], opaque: dict[str, str]) -> None:
         super().__init__()
@@ -83,7 +102,7 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, root_fn: Any, _is_module: bool, _concrete_args: Any = None) -> tuple[Any, list[Any]]:
         positional, named = [], {}
         for name, parameter in inspect.signature(self.root.forward).parameters.items():
             constant = name in self.constants
@@ -101,16 +120,17 @@ class _Tracer(fx.Tracer):
         try:
             path = self.path_of_module(m)
         except NameError as error:
-            raise ValueError(f"fuse: forward must call registered modules only, got a {type(m).__name__} that is not") from error
-        outer, self.path = self.path, path
+            raise ValueError(
+                f"fuse: forward must call registered modules only, got a {type(m).__name__} that is not"
+            ) from error
+        is_leaf = self.is_leaf_module(m, path)
+        outer, self.path = self.path, self.path if is_leaf else path
         try:
             result = super().call_module(m, forward, args, kwargs)
-        except (Untraceable, ValueError):
-            raise
-        except Exception as error:  # whatever a proxy cannot do: the module runs by vmap of itself instead
-            raise Untraceable(path, f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise _as_untraceable(error, path) from error
         else:
-            if self.is_leaf_module(m, path):
+            if is_leaf:
                 result.node.meta["may_alias"] = may_return_input(m)
                 result.node.meta["inplace"] = bool(getattr(m, "inplace", False))
             return result
@@ -120,10 +140,8 @@ class _Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         try:
             return super().trace(root, concrete_args)
-        except (Untraceable, ValueError):
-            raise
         except Exception as error:
-            raise Untraceable("", f"{type(error).__name__}: {error}") from error
+            raise _as_untraceable(error, "") from error
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self.contexts:
@@ -146,10 +164,17 @@ class _Tracer(fx.Tracer):
         )
 
 
-class _Honest:
-    """What forward code learns from a proxy by ``isinstance`` or as a dictionary key would be wrong: the module runs by vmap."""
+def _as_untraceable(error: Exception, path: str) -> Exception:
+    """Whatever a proxy cannot do: the module runs by vmap of itself instead; what we refuse stays refused."""
+    if isinstance(error, Untraceable) or str(error).startswith("fuse: "):
+        return error
+    return Untraceable(path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
-    tracer: _Tracer
+
+class _Honest:
+    """Forward code that uses ``isinstance`` or dictionaries on a proxy would be misled: the module runs by vmap."""
+
+    tracer: Any
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -165,7 +190,22 @@ class _Honest:
 
 
 def _is_torch(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).split(".")[0] == "torch"
+    return str(frame.f_globals.get("__name__")).split(".")[0] in {"torch", "bsfast"}
+
+
+def _in_place(name: str) -> Callable[..., fx.Proxy]:
+    """``x += y`` as an in-place operation: torch.fx would record ``x = x + y``, which other names of x do not see."""
+    write, new = getattr(operator, f"i{name}"), getattr(operator, f"{name}_" if name in {"and", "or"} else name)
+
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        target = new if _from_shape(self.node) else write  # sizes are immutable
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return record
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
+    setattr(_Honest, f"__i{_name}__", _in_place(_name))
 
 
 class _Proxy(_Honest, fx.Proxy):
@@ -185,13 +225,16 @@ def _random_states() -> list[Any]:
     """States of the global generators of torch, Python and, if it is loaded, NumPy; comparable."""
     states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
     if "numpy" in sys.modules:
-        states += [part.tolist() if hasattr(part, "tolist") else part for part in sys.modules["numpy"].random.get_state()]
+        states += [
+            part.tolist() if hasattr(part, "tolist") else part for part in sys.modules["numpy"].random.get_state()
+        ]
     return states
 
 
 def _from_shape(node: fx.Node) -> bool:
     """Say whether a value depends on tensors only through their shapes, dtypes and devices."""
-    name = node.args[1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+    target: Any = node.target
+    name = node.args[1] if target is getattr else getattr(target, "__name__", target)
     if node.op in {"call_method", "call_function"} and name in _OF_SHAPE:
         return True
     return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_from_shape, node.all_input_nodes))

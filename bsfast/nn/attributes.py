@@ -5,6 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, modules, hooks, training: handled by name elsewhere
+# torch.fx's names for tensors that a forward makes, and the list of its own tensors that an LSTM keeps.
+_OF_OTHERS = ("_tensor_constant", "_flat_weight")
 PLAIN = (int, float, complex, str, bytes, bool, type(None))
 
 Snapshot = dict[tuple[str, str], Any]
@@ -12,7 +14,9 @@ Snapshot = dict[tuple[str, str], Any]
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """Attributes that a module's class or user added to those of every ``nn.Module``."""
-    return {name: value for name, value in vars(module).items() if name not in OF_TORCH}
+    return {
+        name: value for name, value in vars(module).items() if name not in OF_TORCH and not name.startswith(_OF_OTHERS)
+    }
 
 
 def attributes_of(root: nn.Module) -> Snapshot:
@@ -28,7 +32,6 @@ def attributes_of(root: nn.Module) -> Snapshot:
         (path, name): _mark_of(value, depth=2)
         for path, module in root.named_modules()
         for name, value in own_attributes(module).items()
-        if not name.startswith("_tensor_constant")  # torch.fx's, for tensors that a forward makes
     }
 
 
@@ -45,8 +48,8 @@ def refuse_changed_attributes(before: Snapshot, after: Snapshot) -> None:
     for path, name in [*after, *before]:
         if (path, name) not in before or (path, name) not in after or after[path, name] != before[path, name]:
             raise ValueError(
-                f"fuse: forward must not change Python attributes, got a change of {name!r} in {path or 'the branch'!r}; "
-                "register a buffer"
+                f"fuse: forward must not change Python attributes, got a change of {name!r} in "
+                f"{path or 'the branch'!r}; register a buffer"
             )
 
 

@@ -1,10 +1,11 @@
 """Layers as functions of M branches: activations ``(M, N, C, ...)``, parameters with axis 0 = M.
 
-Each is equivalent to ``torch.stack`` of the ``torch.nn.functional`` function of the same name over branches, and takes the
-same settings. An input shared by all branches, without the M axis, is allowed where ``shared`` says so.
+Each is equivalent to ``torch.stack`` of the ``torch.nn.functional`` function of the same name over branches, and takes
+the same settings. An input shared by all branches, without the M axis, is allowed where ``shared`` says so.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: x must have C={weight.shape[1]} channels, got {tuple(x.shape)}")  # type: ignore[union-attr]
     flat = [None if t is None else t.reshape(-1) for t in (weight, bias)]
     running = [None if t is None else t.view(-1) for t in (running_mean, running_var)]  # views: updated in place
-    arguments = (*running, *flat, training, momentum, eps)
+    arguments: tuple[Any, ...] = (*running, *flat, training, momentum, eps)
     if x.dim() == 5 and is_batch_last(x):  # [M][C][H][W][N]: every channel of every branch is one contiguous row
         rows = x.movedim(1, -1)
         return F.batch_norm(rows.reshape(1, -1, rows[0, 0].numel()), *arguments).view(rows.shape).movedim(-1, 1)
@@ -155,17 +156,17 @@ def layer_norm(
     y = F.layer_norm(x, tuple(normalized_shape), eps=eps)
     free = (1,) * (x.dim() - 1 - len(normalized_shape))
     if weight is not None:
-        y = y * weight.view(weight.shape[0], *free, *normalized_shape)
+        y = y * _as_activation(weight.view(weight.shape[0], *free, *normalized_shape), y)
     if bias is not None:
-        y = y + bias.view(bias.shape[0], *free, *normalized_shape)
+        y = y + _as_activation(bias.view(bias.shape[0], *free, *normalized_shape), y)
     return y
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """``F.prelu`` of each branch; ``weight`` is ``(M, 1)`` or ``(M, C)``."""
-    if weight.shape[1] == 1:
-        return torch.where(x > 0, x, x * weight.view(weight.shape[0], *[1] * (x.dim() - 1)))
-    return torch.where(x > 0, x, x * per_channel(weight, x))
+    one_slope = weight.shape[1] == 1
+    slopes = weight.view(weight.shape[0], *[1] * (x.dim() - 1)) if one_slope else per_channel(weight, x)
+    return torch.where(x > 0, x, x * _as_activation(slopes, x))
 
 
 def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None, before: Tensor | None = None) -> Tensor:
@@ -177,11 +178,18 @@ def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None, before: Tensor
     return x if shift is None else x + per_channel(shift, x)
 
 
+def _as_activation(values: Tensor, x: Tensor) -> Tensor:
+    """Cast coefficients to the activation's dtype; as in stock PyTorch, only 16-bit activations may have others."""
+    if values.dtype == x.dtype or (values.dtype == torch.float32 and x.dtype.itemsize == 2):
+        return values.to(x.dtype)
+    raise TypeError(f"x must have the dtype of the parameters, {values.dtype}, got {x.dtype}")
+
+
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
     """View ``(M, C)`` so that it broadcasts against x, ``(M, N, C, ...)``."""
     if x.dim() < 3 or x.shape[2] != values.shape[1]:
         raise ValueError(f"x must have C={values.shape[1]} channels on axis 2 of (M, N, C, ...), got {tuple(x.shape)}")
-    return values.view(values.shape[0], 1, values.shape[1], *[1] * (x.dim() - 3))
+    return _as_activation(values.view(values.shape[0], 1, values.shape[1], *[1] * (x.dim() - 3)), x)
 
 
 def embedding(
@@ -210,6 +218,6 @@ def embedding(
 
 
 def over_samples(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function of ``(N, ...)`` that treats samples alike to ``(M, N, ...)``, as M*N samples; keeps the memory order."""
+    """Apply a function that treats samples alike to ``(M, N, ...)`` as M*N samples; keeps the memory order."""
     y = function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     return to_batch_last(y) if x.dim() == 5 and y.dim() == 5 and is_batch_last(x) else y

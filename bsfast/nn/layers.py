@@ -1,6 +1,6 @@
 """Branched layers: each the M-branch form of the ``torch.nn`` module of the same name.
 
-They take ``(M, N, ...)``; with ``shared=True``, those that ``takes_shared`` take one ``(N, ...)`` input for all branches.
+They take ``(M, N, ...)``; with ``shared=True``, those that ``takes_shared`` take one ``(N, ...)`` for all branches.
 """
 
 import copy
@@ -157,7 +157,7 @@ def copy_first(branches: Sequence[nn.Module]) -> nn.Module:
     """
     module = copy.deepcopy(branches[0])
     if hasattr(module, "inplace"):
-        module.inplace = False
+        setattr(module, "inplace", False)  # noqa: B010 (torch declares no such attribute)
     return module
 
 

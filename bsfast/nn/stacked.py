@@ -1,7 +1,9 @@
 """Stacking the tensors of M modules along a new axis 0, and taking them apart again, bit for bit."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +28,51 @@ def copy_with(module: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn
     Returns:
         The copy.
     """
-    memo: dict[int, Tensor] = {}
+    memo: dict[int, Any] = {}
     for name, tensor in tensors_of(module).items():
         if id(tensor) in memo:
             continue
         new = replace(name, tensor.detach())
-        memo[id(tensor)] = (
-            nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new.detach()
-        )
-    return copy.deepcopy(module, memo)  # type: ignore[arg-type]
+        memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new.detach()
+    return copy.deepcopy(module, memo)
+
+
+@contextmanager
+def replaced(root: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put other tensors in place of a module's parameters and buffers for a while, ties and shared modules included.
+
+    (``torch.func.functional_call`` does not put back the tensors of a module that is registered under two names.)
+
+    Args:
+        root: Module.
+        replace: Tensor -> what stands in for it; called once for each distinct tensor.
+
+    Yields:
+        None.
+    """
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    memo: dict[int, Tensor] = {}
+    try:
+        for module in root.modules():
+            for home in (module._parameters, module._buffers):
+                saved.append((home, dict(home)))
+                for name, tensor in home.items():
+                    if tensor is not None:
+                        if id(tensor) not in memo:
+                            memo[id(tensor)] = replace(tensor)
+                        home[name] = memo[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for home, before in saved:
+            home.update(before)
+        renew_lists(root)
+
+
+def renew_lists(root: nn.Module) -> None:
+    """Make LSTMs and the like, which keep a list of their own tensors, forget what stood in for them."""
+    for module in root.modules():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
 
 
 def skeleton(module: nn.Module) -> nn.Module:
@@ -42,7 +80,9 @@ def skeleton(module: nn.Module) -> nn.Module:
     return copy_with(module, lambda _, tensor: tensor.to("meta"))
 
 
-def adopt_tensors(root: nn.Module, branches: Sequence[nn.Module], done: Callable[[str], bool] = lambda _: False) -> None:
+def adopt_tensors(
+    root: nn.Module, branches: Sequence[nn.Module], done: Callable[[str], bool] = lambda _: False
+) -> None:
     """Register the stacked tensors of M modules under their dotted names, ties included; missing inner nodes are made.
 
     Args:
@@ -56,13 +96,13 @@ def adopt_tensors(root: nn.Module, branches: Sequence[nn.Module], done: Callable
         owner = descend(root, path)
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             dotted = f"{path}.{name}" if path else name
-            home = owner._parameters if name in module._parameters else owner._buffers
+            home: dict[str, Any] = owner._parameters if name in module._parameters else owner._buffers
             if tensor is None:
                 if not done(path):
                     home[name] = None
                 continue
             if id(tensor) not in leaders:
-                leaders[id(tensor)] = home[name] if done(path) else stack([own[dotted] for own in tensors])  # type: ignore[assignment]
+                leaders[id(tensor)] = home[name] if done(path) else stack([own[dotted] for own in tensors])
             home[name] = leaders[id(tensor)]
             if name in module._non_persistent_buffers_set:
                 owner._non_persistent_buffers_set.add(name)

@@ -1,13 +1,14 @@
 """The honest fallback: a module that cannot be traced runs as ``torch.vmap`` of itself over the stacked tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
-from bsfast.nn.stacked import StackedModule, mode_of, tensors_of
+from bsfast.nn.stacked import StackedModule, mode_of, replaced, tensors_of
 
 
 class Vmapped(StackedModule):
@@ -55,29 +56,66 @@ def call_vmapped(stacked: nn.Module, bones: nn.Module, args: tuple[Any, ...], kw
     """
     for path, module in bones.named_modules():
         module.training = mode_of(stacked, path)
-    tensors = {name: tensor for name, tensor in tensors_of(stacked).items() if name in tensors_of(bones)}
-    leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+    named = dict(bones.named_parameters()) | dict(bones.named_buffers())  # tied ones once
+    now = tensors_of(stacked)
+    tensors = {name: now[name] for name in named}
+    name_of = {id(tensor): name for name, tensor in named.items()}
+    leaves, spec = pytree.tree_flatten((args, kwargs))
     # The module may view its input, which batch-last memory would not allow.
     own = [leaf.contiguous() if isinstance(leaf, Tensor) and not leaf[:1].is_contiguous() else leaf for leaf in leaves]
     axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in own)
+    returned: list[Any] = []
 
-    def call(given: dict[str, Tensor], *own: Any) -> tuple[Any, dict[str, Tensor]]:
-        own_args, own_kwargs = torch.utils._pytree.tree_unflatten(list(own), spec)
-        now = dict(given)  # functional_call puts assigned buffers here
-        result = torch.func.functional_call(bones, now, own_args, own_kwargs)
-        return result, {name: tensor for name, tensor in now.items() if tensor is not given[name]}
+    def call(given: dict[str, Tensor], *own: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+        own_args, own_kwargs = pytree.tree_unflatten(list(own), spec)
+        with replaced(bones, lambda tensor: given[name_of[id(tensor)]]):
+            results, returned[:] = _tensors_and_rest(bones(*own_args, **own_kwargs))
+            assigned = {name: tensor for name, tensor in bones.named_buffers() if tensor is not given.get(name)}
+        return results, assigned
 
     eager = not torch.compiler.is_compiling()
     before, versions = attributes_of(bones) if eager else {}, _versions(own) if eager else []
-    result, assigned = torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors, *own)
+    if runs_as(bones) == "loop":
+        results, assigned = _loop(call, axes, tensors, own)
+    else:
+        results, assigned = torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors, *own)
     if eager:
         if _versions(own) != versions:
-            raise ValueError(f"{type(bones).__name__}: forward must not write into its input; use the out-of-place form")
+            raise ValueError(
+                f"{type(bones).__name__}: forward must not write into its input; use the out-of-place form"
+            )
         refuse_changed_attributes(before, attributes_of(bones))
     for name, tensor in assigned.items():
         path, _, leaf = name.rpartition(".")
         stacked.get_submodule(path)._buffers[leaf] = tensor
-    return result
+    return _with_tensors(returned, results)
+
+
+def runs_as(bones: nn.Module) -> str:
+    """Say how a module runs: by ``vmap``, or by a ``loop`` over branches if it holds an LSTM or the like."""
+    return "loop" if any(isinstance(module, nn.RNNBase) for module in bones.modules()) else "vmap"
+
+
+def _loop(call: Callable[..., Any], axes: tuple[int | None, ...], tensors: dict[str, Tensor], own: list[Any]) -> Any:
+    branches = next(leaf.shape[0] for leaf in (*tensors.values(), *own) if isinstance(leaf, Tensor))
+    results = []
+    for k in range(branches):
+        given = {name: tensor[k] for name, tensor in tensors.items()}
+        results.append(call(given, *(leaf if axis is None else leaf[k] for leaf, axis in zip(own, axes, strict=True))))
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _tensors_and_rest(result: Any) -> tuple[list[Tensor], list[Any]]:
+    """Split a nested result into its tensors, and structure and other values (None, say), which vmap cannot return."""
+    leaves, spec = pytree.tree_flatten(result)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, [spec, [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]]
+
+
+def _with_tensors(rest: list[Any], tensors: list[Tensor]) -> Any:
+    spec, others = rest
+    left = iter(tensors)
+    return pytree.tree_unflatten([next(left) if other is None else other[0] for other in others], spec)
 
 
 def _versions(leaves: Sequence[Any]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfast.layout import batch_last_strides, empty_batch_last, is_batch_last, to_batch_last
+from bsfast.layout import batch_last_strides, empty_batch_last, is_batch_last
 from bsfast.ops import conv2d_stock, plan
 
 Pair = tuple[int, int]
@@ -51,7 +51,7 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> T
     """Gradient with respect to the weights."""
     chosen = plan.conv2d_weight_grad(_problem(x, kernel_size, *geometry, shared=x.dim() == 4))
     w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
-    return w_grad.contiguous()
+    return _ordered(w_grad)
 
 
 def weight_grad_fake(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
@@ -101,5 +101,8 @@ def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return like.new_empty(tuple(shape))
 
 
-def _ordered(y: Tensor, like: Tensor) -> Tensor:
-    return to_batch_last(y) if is_batch_last(like) else y.contiguous()
+def _ordered(y: Tensor, like: Tensor | None = None) -> Tensor:
+    """Give ``y`` the memory order of ``like``, or make it contiguous."""
+    # A view made in here is copied, too: autograd forbids the caller to change it in place, as relu_ does.
+    out = y.new_empty(y.shape) if like is None else _empty(y.shape, like)
+    return y if y.stride() == out.stride() and not y._is_view() else out.copy_(y)

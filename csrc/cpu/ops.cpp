@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 
@@ -44,10 +46,10 @@ void conv3x3_out(const Tensor& x, const Tensor& weight, Tensor out, int64_t pad_
   STD_TORCH_CHECK(x.size(d - 3) == shape.in_channels && (shape.shared_input || x.size(0) == shape.branches), op,
                   ": x must match weight ", to_string(weight.sizes()), " in branches and channels, got ",
                   to_string(x.sizes()));
-  STD_TORCH_CHECK(out.dim() == 5 && out.size(0) == shape.branches && out.size(1) == shape.samples &&
-                      out.size(2) == shape.out_channels && out.size(3) == shape.out_height() &&
-                      out.size(4) == shape.out_width(),
-                  op, ": out does not have the shape of the result, got ", to_string(out.sizes()));
+  const std::array<int64_t, 5> wanted = {shape.branches, shape.samples, shape.out_channels, shape.out_height(),
+                                         shape.out_width()};
+  STD_TORCH_CHECK(out.dim() == 5 && std::equal(wanted.begin(), wanted.end(), out.sizes().begin()), op,
+                  ": out must have shape ", to_string(wanted), ", got ", to_string(out.sizes()));
   STD_TORCH_CHECK(x.scalar_type() == weight.scalar_type() && x.scalar_type() == out.scalar_type(), op,
                   ": x, weight and out must have one dtype");
   if (out.numel() == 0) return;

@@ -1,4 +1,8 @@
-"""Judge the paper's claims about the classifier, Figures 5 and 6, by criteria fixed before any run."""
+"""Judge the paper's claims about the classifier, Figures 5 and 6.
+
+The claims are about trained networks. Where the sum's test accuracy is below three times chance, no claim but the one
+that the sum classifies is judged, whichever way the numbers point.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from torch import Tensor
 
 from bsfast import analysis
 
+_LEARNT = 3.0
+
 
 class Claim(NamedTuple):
     """A claim of the paper, what was measured, and whether it holds (None: this run cannot tell)."""
@@ -17,6 +23,28 @@ class Claim(NamedTuple):
     claim: str
     measured: str
     holds: bool | None
+
+
+def not_learnt(outputs: Tensor, labels: Tensor) -> str | None:
+    """Say why a network counts as untrained, or return None if it has learnt.
+
+    Args:
+        outputs: Branch outputs, shape ``(M, N, C)``.
+        labels: True classes, shape ``(N,)``.
+
+    Returns:
+        The reason, or None.
+    """
+    accuracy = (outputs.sum(0).argmax(1) == labels).float().mean().item()
+    chance = 1 / outputs.shape[2]
+    if accuracy >= _LEARNT * chance:
+        return None
+    return f"M={len(outputs)} has not learnt: test accuracy {accuracy:.1%}, chance {chance:.1%}"
+
+
+def withhold(claim: Claim, reason: str | None) -> Claim:
+    """Take a claim's verdict back if there is a reason, which is added to what was measured."""
+    return claim if reason is None else claim._replace(measured=f"{claim.measured}. {reason}", holds=None)
 
 
 def judge_counts(counts: Mapping[int, tuple[int, int]]) -> list[Claim]:

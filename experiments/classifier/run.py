@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +37,9 @@ class Setup:
         clamp: ``"hard"``, ``"one_sided"`` or ``"none"``.
         readout_scale: Factor on the readout's initial values; None is 1 / sqrt(M).
         train_images: Number of training images taken at random; None is all.
+        test_images: Number of test images taken at random; None is all.
         speed_repeats: Timed rounds of fused against loop; 0 leaves the measurement out.
+        speed_limit: Time in s after which no further round is begun.
         device: ``"cpu"`` or ``"cuda"``.
         checkpoints: Folder of one checkpoint a model; training continues from those it holds.
     """
@@ -49,7 +50,9 @@ class Setup:
     clamp: str = "hard"
     readout_scale: float | None = 1.0
     train_images: int | None = None
+    test_images: int | None = None
     speed_repeats: int = 20
+    speed_limit: float = 120.0
     device: str = "cpu"
     checkpoints: Path | None = None
 
@@ -61,9 +64,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trained:
-    """One model after its training: branch outputs on the test set before and after, and the course."""
+    """One model after its training: branch outputs on the test set before (main model only) and after, the course."""
 
-    initial: Tensor
+    initial: Tensor | None
     outputs: Tensor
     history: History
 
@@ -75,28 +78,28 @@ def run(record: Run, dataset: ImageSet, setup: Setup, options: Options) -> None:
         record: Gets the results.
         dataset: 32 x 32 images.
         setup: What to train.
-        options: How to train; a budget holds for all models together and is shared in proportion to M.
+        options: How to train; a budget holds for the training of all models together, in proportion to M.
 
     Raises:
-        ValueError: If more training images are asked for than there are.
+        ValueError: If more images are asked for than there are.
     """
-    available = len(dataset.train_images)
-    wanted = available if setup.train_images is None else setup.train_images
-    if not 1 <= wanted <= available:
-        raise ValueError(f"run: train_images must be in 1 to {available} for {dataset.name}, got {wanted}")
-    order = torch.randperm(available, generator=torch.Generator().manual_seed(options.seed))[:wanted]
-    images, labels = dataset.train_images[order], dataset.train_labels[order]
+    train_order = _choose("train_images", setup.train_images, len(dataset.train_images), dataset.name, options.seed)
+    test_order = _choose("test_images", setup.test_images, len(dataset.test_images), dataset.name, options.seed)
+    images, labels = dataset.train_images[train_order], dataset.train_labels[train_order]
+    everything = len(train_order) == len(dataset.train_images)
+    dataset = replace(dataset, test_images=dataset.test_images[test_order], test_labels=dataset.test_labels[test_order])
     options = replace(options, flip=options.flip and dataset.name != "digits")
     record.metric("data", dataset.note)
-    started = time.perf_counter()
     models: dict[int, Trained] = {}
+    spent = 0.0
     for size in setup.sizes:
         share = size / sum(other for other in setup.sizes if other >= size)
-        left = None if options.budget is None else options.budget - (time.perf_counter() - started)
-        own = replace(options, budget=None if left is None else max(left * share, 1e-3))
-        models[size] = _train_one(size, images, labels, dataset, setup, own)
+        budget = None if options.budget is None else max((options.budget - spent) * share, 1e-3)
+        models[size] = _train_one(size, images, labels, dataset, setup, replace(options, budget=budget))
+        spent += models[size].history.seconds[-1] if models[size].history.seconds else 0.0
         _record_model(record, size, models[size], dataset)
-    _record_results(record, models, dataset, setup, _scale_note(dataset, wanted, setup, models[setup.branches].history))
+    scale = _scale_note(dataset, len(images), everything, setup, models[setup.branches].history)
+    _record_results(record, models, dataset, setup, scale)
     if setup.speed_repeats:
         loss = functools.partial(branched_loss, clamp=setup.clamp)
         branches = _make_branches(setup.branches, setup, len(dataset.classes), options.seed)
@@ -106,9 +109,17 @@ def run(record: Run, dataset: ImageSet, setup: Setup, options: Options) -> None:
             batch_size=options.batch_size,
             num_classes=len(dataset.classes),
             repeats=setup.speed_repeats,
+            limit=setup.speed_limit,
             device=setup.device,
         )
         record.metric("speed", table | {"what": f"{table['what']}, widths {_joined(setup.widths)}"})
+
+
+def _choose(argument: str, wanted: int | None, available: int, name: str, seed: int) -> Tensor:
+    wanted = available if wanted is None else wanted
+    if not 1 <= wanted <= available:
+        raise ValueError(f"run: {argument} must be in 1 to {available} for {name}, got {wanted}")
+    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted]
 
 
 def _make_branches(size: int, setup: Setup, num_classes: int, seed: int) -> list[nn.Module]:
@@ -125,7 +136,9 @@ def _make_branches(size: int, setup: Setup, num_classes: int, seed: int) -> list
 
 def _train_one(size: int, images: Tensor, labels: Tensor, dataset: ImageSet, setup: Setup, options: Options) -> Trained:
     net = bsfast.fuse(_make_branches(size, setup, len(dataset.classes), options.seed)).to(setup.device)
-    initial = branch_responses(_calibrated(net, images, options.batch_size), dataset.test_images)
+    initial = None
+    if size == setup.branches:
+        initial = branch_responses(_calibrated(net, images, options.batch_size), dataset.test_images)
     checkpoint = None if setup.checkpoints is None else setup.checkpoints / f"classifier-m{size}.pt"
     loss = functools.partial(branched_loss, clamp=setup.clamp)
     history = train(net, loss, images, labels, options=options, checkpoint=checkpoint, name=f"M={size}")
@@ -159,13 +172,14 @@ def _record_model(record: Run, size: int, model: Trained, dataset: ImageSet) -> 
         "training_loss_above_floor_nats": model.history.loss[-1] - floor if model.history.loss else None,
         "active_branches": active,
         "active_branches_centred": centred,
-        "saturated_logits_initial": saturated_shares(model.initial.sum(0))[0],
         "saturated_logits": saturated,
         "saturated_samples": fitted,
         "steps": model.history.steps,
         "ended_by": model.history.ended_by,
         "training_seconds": model.history.seconds[-1] if model.history.seconds else 0.0,
     }
+    if model.initial is not None:
+        numbers["saturated_logits_initial"] = saturated_shares(model.initial.sum(0))[0]
     for name, value in numbers.items():
         record.metric(f"m{size}_{name}", value)
     record.metric(f"m{size}_norms", analysis.response_matrix(model.outputs).norm(dim=1))
@@ -215,24 +229,30 @@ def _record_results(record: Run, models: dict[int, Trained], dataset: ImageSet, 
         f"Augmented images, running mean over each epoch; the loss cannot fall below {loss_floor(len(classes)):.4f} "
         f"nats because its targets are soft. {note}",
     )
+    reasons = {size: claims.not_learnt(model.outputs, labels) for size, model in models.items()}
+    every = "; ".join(filter(None, reasons.values())) or None
+    own = reasons[setup.branches]
+    strength, silence, sum_classifies = claims.judge_outputs(main.outputs, labels)
     for claim in [
-        *claims.judge_counts(counts),
-        claims.judge_covariance(main.initial, main.outputs),
-        *claims.judge_outputs(main.outputs, labels),
+        *(claims.withhold(claim, every) for claim in claims.judge_counts(counts)),
+        claims.withhold(claims.judge_covariance(main.initial, main.outputs), own),
+        claims.withhold(strength, own),
+        claims.withhold(silence, own),
+        sum_classifies,
     ]:
         record.claim(*claim)
 
 
-def _scale_note(dataset: ImageSet, train_images: int, setup: Setup, history: History) -> str:
+def _scale_note(dataset: ImageSet, train_images: int, everything: bool, setup: Setup, history: History) -> str:
     full = (
         dataset.name == "CIFAR-10"
-        and train_images == len(dataset.train_images)
+        and everything
         and setup.widths in {WIDTHS["paper"], WIDTHS["scaled"]}
         and len(history.loss) >= _FULL_EPOCHS
     )
     return (
         f"{'Full scale' if full else 'Scaled down'}: widths {_joined(setup.widths)}, {train_images:,} training images, "
-        f"{len(history.loss)} epochs. Data: {dataset.note}."
+        f"{history.steps:,} steps. Data: {dataset.note}."
     )
 
 

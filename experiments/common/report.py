@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import shlex
+import struct
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from experiments.common.record import Run, write_atomically
+from experiments.common.record import FIGURE_DPI, Run, write_atomically
 
 _TITLE = "Branch specialization, measured"
 _VERDICTS = {True: ("yes", "✓ holds"), False: ("no", "✗ does not hold"), None: ("open", "not tested")}
 _STYLE = Path(__file__).with_name("report.css")
 _LONGEST_VALUE = 120
+_SCREEN_DPI = 96  # of CSS pixels: figures show at their size in inches, so that their text sizes agree
+_NAMES = {"all_m": "All M", "branches": "M", "lr": "Learning rate"}
 
 
 def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
@@ -114,20 +117,25 @@ def _runs(runs: Iterable[Run]) -> str:
             ("Started", run.started.replace("T", " ")),
             ("Took", _duration(run.seconds) + ("" if run.finished else ", interrupted: this record is not complete")),
         ]
-        facts += [(_words(key), _value(value)) for key, value in run.config.items() if key not in {"seed", "command"}]
+        chosen = [(_words(key), _value(value)) for key, value in run.config.items() if key not in {"seed", "command"}]
         measured = [(_words(key), _value(value)) for key, value in run.metrics.items() if _is_short(value)]
         more = f"<details><summary>Measured numbers</summary>{_facts(measured)}</details>" if measured else ""
-        cards.append(f'<div class="card"><h3>{escape(_words(run.experiment))}</h3>{_facts(facts)}{more}</div>')
+        cards.append(
+            f'<div class="card"><h3>{escape(_words(run.experiment))}</h3>{_facts(facts)}{_facts(chosen)}{more}</div>'
+        )
     return "".join(cards)
 
 
 def _figures(run: Run) -> str:
     cards = []
     for entry in run.figures:
-        content = base64.b64encode((run.folder / entry["file"]).read_bytes()).decode("ascii")
+        png = (run.folder / entry["file"]).read_bytes()
+        content = base64.b64encode(png).decode("ascii")
+        width, height = (round(pixels * _SCREEN_DPI / FIGURE_DPI) for pixels in struct.unpack(">II", png[16:24]))
         note = f'<figcaption class="note">{escape(entry["note"])}</figcaption>' if entry["note"] else ""
+        title = escape(entry["title"])
         cards.append(
-            f'<div class="card"><h3>{escape(entry["title"])}</h3><figure><img alt="{escape(entry["title"])}" '
+            f'<div class="card"><h3>{title}</h3><figure><img width="{width}" height="{height}" alt="{title}" '
             f'src="data:image/png;base64,{content}">{note}</figure></div>'
         )
     return "".join(cards)
@@ -178,12 +186,15 @@ def _reproduce(runs: Iterable[Run]) -> str:
     )
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts)}</dl>"
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    if not facts:
+        return ""
+    pairs = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    return f"<dl>{''.join(pairs)}</dl>"
 
 
 def _words(name: str) -> str:
-    text = name.replace("_", " ")
+    text = _NAMES.get(name, name.replace("_", " "))
     return text[:1].upper() + text[1:]
 
 

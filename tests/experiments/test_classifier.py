@@ -129,6 +129,18 @@ def test_judge_outputs_by_hand(scales, verdicts):
     assert [claim.holds for claim in claims.judge_outputs(outputs, labels)] == verdicts
 
 
+def test_not_learnt_by_hand():
+    labels = torch.arange(10)
+    outputs = torch.nn.functional.one_hot(labels, 10).float()[None]
+    assert claims.not_learnt(outputs, labels) is None
+    assert claims.not_learnt(outputs, torch.where(labels < 3, labels, (labels + 1) % 10)) is None
+    reason = claims.not_learnt(outputs, torch.where(labels < 2, labels, (labels + 1) % 10))
+    assert reason == "M=1 has not learnt: test accuracy 20.0%, chance 10.0%"
+    claim = claims.Claim("Fig. 6", "it is", "it was", True)
+    assert claims.withhold(claim, None) == claim
+    assert claims.withhold(claim, reason) == ("Fig. 6", "it is", f"it was. {reason}", None)
+
+
 @pytest.fixture(scope="module")
 def digits():
     digits = load_digits()
@@ -149,7 +161,7 @@ def test_run_records_figures_claims_and_speed(tmp_path, digits):
         "training",
     ]
     assert all(
-        "Scaled down: widths 1, 1, 2, 2, 64 training images, 1 epochs" in entry["note"] for entry in record.figures
+        "Scaled down: widths 1, 1, 2, 2, 64 training images, 2 steps" in entry["note"] for entry in record.figures
     )
     assert [claim["figure"] for claim in record.claims] == ["Fig. 5 left"] * 2 + ["Fig. 5 middle"] + ["Fig. 6"] * 3
     assert record.metrics["m3_steps"] == 2
@@ -169,6 +181,7 @@ def test_run_is_the_same_for_one_seed(tmp_path, digits):
 
 
 def test_run_refuses_more_images_than_there_are(tmp_path, digits):
-    setup = dataclasses.replace(SETUP, train_images=9999)
-    with pytest.raises(ValueError, match="train_images must be in 1 to 1437 for digits, got 9999"):
-        run(Run("classifier", {}, root=tmp_path), digits, setup, Options())
+    for name, available in (("train_images", 1437), ("test_images", 60)):
+        setup = dataclasses.replace(SETUP, **{name: 9999})
+        with pytest.raises(ValueError, match=f"{name} must be in 1 to {available} for digits, got 9999"):
+            run(Run("classifier", {}, root=tmp_path), digits, setup, Options())

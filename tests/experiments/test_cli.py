@@ -84,7 +84,7 @@ def test_classifier_then_report(own_folder, capsys):
     assert record.finished
     assert record.config["command"].startswith("python -m experiments classifier --widths 1,1,1,1")
     assert (record.seed, record.config["widths"], record.config["epochs"]) == (4, [1, 1, 1, 1], 1)
-    assert cli.main(["report", str(folder), "--out", "again"]) == 0
+    assert cli.main(["report", str(folder.relative_to(own_folder)), "--out", "again"]) == 0
     assert (own_folder / "again" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
@@ -97,7 +97,11 @@ def test_demo_ends_with_the_report(own_folder, capsys, monkeypatch):
 
     monkeypatch.setattr("experiments.toy.run.run", toy)
     monkeypatch.setattr(
-        cli, "_DEMO_DIGITS", cli.Demo(branches=2, all_m=(1,), train_images=32, epochs=1, widths=(1, 1, 1, 1))
+        cli,
+        "_DEMO_DIGITS",
+        cli.Demo(
+            branches=2, all_m=(1,), train_images=32, test_images=40, epochs=1, widths=(1, 1, 1, 1), speed_repeats=1
+        ),
     )
     assert cli.main(["demo", "--seed", "5"]) == 0
     assert calls == [(5, 1000)]

@@ -78,7 +78,7 @@ def test_run_load_needs_no_torch(run):
         "Run.load(sys.argv[1]); sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     root = Path(record.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code, str(run.folder.resolve())], cwd=root, check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", code, str(run.folder.resolve())], cwd=root, check=True)
 
 
 def test_to_json_converts():

@@ -1,11 +1,10 @@
 """The fused network equals the loop over branches: outputs, gradients, buffers, and weights after training."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import bsfast
@@ -39,14 +38,16 @@ def stacked(reference: ReferenceBranched, field: str) -> dict[str, Tensor]:
 
 def loss_of(output: Any) -> Tensor:
     leaves = [leaf for leaf in pytree.tree_leaves(output) if leaf.is_floating_point()]
-    return sum(((leaf**2).mean() + leaf.sin().mean()) for leaf in leaves)
+    return sum((leaf.tanh() + 0.1 * leaf.sin()).mean() for leaf in leaves)  # bounded: no case diverges
 
 
 def assert_same_state(net: bsfast.Branched, reference: ReferenceBranched, **tolerance: Any) -> None:
     want = stacked(reference, "parameters") | stacked(reference, "buffers")
     got = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
     for name, tensor in want.items():
-        torch.testing.assert_close(got[name].detach(), tensor.detach(), **(tolerance or CLOSE), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name].detach(), tensor.detach(), **(tolerance or CLOSE), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def assert_same_gradients(net: bsfast.Branched, reference: ReferenceBranched) -> None:
@@ -59,7 +60,7 @@ def assert_same_gradients(net: bsfast.Branched, reference: ReferenceBranched) ->
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's, of the reference
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("num_branches", [1, 2, 3, 16])
+@pytest.mark.parametrize("num_branches", [1, 2, 16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fuse_equals_reference(name: str, num_branches: int, training: bool) -> None:
     network = NETWORKS[name]
@@ -77,7 +78,8 @@ def test_fuse_equals_reference(name: str, num_branches: int, training: bool) -> 
             if random:
                 continue
             assert_same_outputs(
-                net.branch_outputs(*inputs, per_branch=per_branch), reference.branch_outputs(*copies, per_branch=per_branch)
+                net.branch_outputs(*inputs, per_branch=per_branch),
+                reference.branch_outputs(*copies, per_branch=per_branch),
             )
             got, want = net(*inputs, per_branch=per_branch), reference(*copies, per_branch=per_branch)
             assert_same_outputs(got, want)
@@ -95,7 +97,7 @@ def test_fuse_equals_reference(name: str, num_branches: int, training: bool) -> 
 def test_fuse_trains_as_reference(name: str) -> None:
     network = NETWORKS[name]
     net, reference = make_pair(network, 3)
-    optimizers = [torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9) for module in (net, reference)]
+    optimizers = [torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9) for module in (net, reference)]
     for step in range(20):
         inputs = network.draw(17 if step % 2 else max(3, network.smallest))
         for module, optimizer in zip((net, reference), optimizers, strict=True):

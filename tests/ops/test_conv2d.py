@@ -64,6 +64,16 @@ def raw_calls(case: ConvCase, dtype: torch.dtype = torch.float64) -> Iterator[tu
     yield torch.ops.bsfast.conv2d_weight_grad.default, (x, grad, case.kernel, *geometry)
 
 
+@pytest.mark.parametrize("case", CONV, ids=str)
+def test_conv2d_result_can_be_changed_in_place(case):
+    x, weight, grad = case.x().requires_grad_(), case.weight().requires_grad_(), case.grad()
+    y = conv2d(x, weight, **case.geometry)
+    assert y.relu_() is y
+    expected = torch.autograd.grad(case.loop(x, weight).relu(), (x, weight), grad)
+    for actual, wanted in zip(torch.autograd.grad(y, (x, weight), grad), expected, strict=True):
+        assert_close(actual, wanted, case.sum_length)
+
+
 def strides(t: Tensor) -> list[int]:
     """Strides that mean something: an axis of length 1 and an empty tensor have none."""
     return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1 and t.numel()]
@@ -89,7 +99,6 @@ def test_conv2d_opcheck(case, which):
 @pytest.mark.parametrize("case", NATIVE_CONV, ids=str)
 def test_conv2d_native_does_not_depend_on_threads(case):
     results = []
-    threads = torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         torch.manual_seed(0)
@@ -99,7 +108,6 @@ def test_conv2d_native_does_not_depend_on_threads(case):
             if not case.shared and max(case.padding) <= 2:
                 results[-1].append(conv2d_input_grad(grad, weight, case.x_shape, **case.geometry))
         assert {note.algorithm for note in notes} == {"native"}
-    torch.set_num_threads(threads)
     for first, *others in zip(*results, strict=True):
         assert all(torch.equal(first, other) for other in others)
 

@@ -51,7 +51,11 @@ SHAPES = [
     (conv2d_weight_grad, {"kernel_size": (3, 2)}, r"grad must have shape \(2, 3, 8, 4, 4\), got \(2, 3, 8, 4, 3\)"),
     (conv2d_weight_grad, {"kernel_size": 0}, r"kernel_size must be at least 1, got 0"),
     (conv2d_weight_grad, {"grad": GRAD[:, :1]}, r"grad must have shape \(2, 3, 8, 4, 3\), got \(2, 1, 8, 4, 3\)"),
-    (conv2d_weight_grad, {"grad": GRAD[0]}, r"grad must have shape \(M=2, N, C_out, H_out, W_out\), got \(3, 8, 4, 3\)"),
+    (
+        conv2d_weight_grad,
+        {"grad": GRAD[0]},
+        r"grad must have shape \(M=2, N, C_out, H_out, W_out\), got \(3, 8, 4, 3\)",
+    ),
     (conv2d_weight_grad, {"grad": GRAD[:1]}, r"grad must have shape \(M=2, N, .*, got \(1, 3, 8, 4, 3\)"),
     (conv2d_weight_grad, {"x": X[0, 0]}, r"x must have shape .*, got \(4, 6, 5\)"),
 ]

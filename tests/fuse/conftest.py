@@ -1,0 +1,9 @@
+"""What the tests of fusing share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

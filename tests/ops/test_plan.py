@@ -1,0 +1,100 @@
+"""The choice of algorithm and the reasons it gives."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bsfast.ops import backend, conv2d, plan
+from tests.cases import ConvCase
+
+NATIVE = plan.Conv2d("cpu", torch.float32, True, (3, 3), (1, 1), (1, 1), (1, 1), 1, False)
+REASONS = [
+    ({"dtype": torch.bfloat16}, "torch.bfloat16 has no own kernel"),
+    ({"kernel_size": (1, 3)}, "kernel 1x3 has no own kernel yet"),
+    ({"stride": (2, 1)}, "stride (2, 1) has no own kernel yet"),
+    ({"dilation": (1, 2)}, "dilation (1, 2) has no own kernel yet"),
+    ({"groups": 2}, "2 groups inside a branch have no own kernel yet"),
+    ({"batch_last": False}, "the activations are not batch-last in memory"),
+]
+NEEDS_NATIVE = pytest.mark.skipif(backend.native_why_not("cpu") is not None, reason="no own CPU kernels here")
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("choose", [plan.conv2d, plan.conv2d_input_grad])
+def test_plan_reasons(choose):
+    assert choose(NATIVE) == ("native", "3x3, stride 1, batch-last: samples in the vector lanes")
+    for change, reason in REASONS:
+        assert choose(NATIVE._replace(**change)) == ("loop", reason)
+
+
+@NEEDS_NATIVE
+def test_plan_gradient_reasons():
+    assert plan.conv2d(NATIVE._replace(shared=True, padding=(0, 3))).algorithm == "native"
+    assert plan.conv2d_input_grad(NATIVE._replace(padding=(2, 2))).algorithm == "native"
+    reason = "padding (0, 3) above 2 has no own kernel"
+    assert plan.conv2d_input_grad(NATIVE._replace(padding=(0, 3))) == ("loop", reason)
+    reason = "the gradient of a shared input has no own kernel yet"
+    assert plan.conv2d_input_grad(NATIVE._replace(shared=True)) == ("loop", reason)
+    assert plan.conv2d_weight_grad(NATIVE) == ("loop", "weight gradients have no own kernel yet")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"), [("mps", "no own kernels for device type 'mps'"), ("cuda", backend.native_why_not("cuda"))]
+)
+def test_plan_other_devices(device, reason):
+    assert reason
+    assert plan.conv2d(NATIVE._replace(device=device)) == ("grouped", reason)
+    assert plan.memory_order(device=device, dtype=torch.float32, samples=64) == ("contiguous", reason)
+
+
+@NEEDS_NATIVE
+def test_plan_memory_order():
+    def order(dtype: torch.dtype, samples: int) -> plan.Plan:
+        return plan.memory_order(device="cpu", dtype=dtype, samples=samples)
+
+    assert order(torch.float32, 16) == ("batch_last", "16 samples fill the vector lanes of the own kernels")
+    assert order(torch.float64, 15) == ("contiguous", "15 samples do not fill the vector lanes")
+    assert order(torch.float16, 64) == ("contiguous", "torch.float16 has no own kernel")
+
+
+def test_plan_noting_ends_with_its_block():
+    case = ConvCase(2, 1, 2, 2, (3, 3))
+    with plan.noting() as outer:
+        conv2d(case.x(), case.weight())
+        with plan.noting() as inner:
+            conv2d(case.x(), case.weight())
+        conv2d(case.x(), case.weight())
+    conv2d(case.x(), case.weight())
+    assert (len(outer), len(inner)) == (2, 1)
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize(
+    "case", [ConvCase(2, 1, 2, 2, (3, 3)), ConvCase(2, 0, 2, 2, (3, 3), order="batch_last")], ids=str
+)
+def test_plan_one_sample_or_none_counts_as_contiguous(case):
+    with plan.noting() as notes:
+        conv2d(case.x(), case.weight())
+    assert notes == [("loop", "the activations are not batch-last in memory")]
+
+
+SWITCHED_OFF = """
+import torch
+from bsfast.ops import backend, conv2d, plan
+from tests.cases import NATIVE_CONV
+with plan.noting() as notes:
+    for case in NATIVE_CONV:
+        x, weight = case.x(), case.weight()
+        torch.testing.assert_close(conv2d(x, weight, **case.geometry), case.loop(x, weight))
+print({*notes}, backend.BACKENDS[0], plan.memory_order(device="cpu", dtype=torch.float32, samples=64).algorithm)
+"""
+
+
+def test_plan_native_switched_off(monkeypatch):
+    monkeypatch.setenv("BSFAST_NATIVE", "0")
+    output = subprocess.run([sys.executable, "-c", SWITCHED_OFF], capture_output=True, text=True, check=True).stdout
+    why_not = "switched off by BSFAST_NATIVE=0"
+    expected = {plan.Plan("loop", why_not)}
+    assert output.strip() == f"{expected} {backend.Backend('native', 'cpu', why_not)} contiguous"
