@@ -27,7 +27,8 @@ def noting() -> Iterator[list["Plan"]]:
 
 
 def _note(chosen: "Plan") -> "Plan":
-    notes = _NOTES.get()
+    # dynamo cannot trace context variables, and nobody notes a compiled call.
+    notes = None if torch.compiler.is_compiling() else _NOTES.get()
     if notes is not None:
         notes.append(chosen)
     return chosen
@@ -128,9 +129,9 @@ def memory_order(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
     refusals = (
         (native_why_not(device), True),
         (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        (f"{samples} samples do not fill the vector lanes", samples < LANES),
+        (f"fewer than {LANES} samples do not fill the vector lanes", samples < LANES),
     )
     for why_not, applies in refusals:
         if applies and why_not is not None:
             return _note(Plan("contiguous", why_not))
-    return _note(Plan("batch_last", f"{samples} samples fill the vector lanes of the own kernels"))
+    return _note(Plan("batch_last", f"{LANES} or more samples fill the vector lanes of the own kernels"))

@@ -54,8 +54,8 @@ def test_plan_memory_order():
     def order(dtype: torch.dtype, samples: int) -> plan.Plan:
         return plan.memory_order(device="cpu", dtype=dtype, samples=samples)
 
-    assert order(torch.float32, 16) == ("batch_last", "16 samples fill the vector lanes of the own kernels")
-    assert order(torch.float64, 15) == ("contiguous", "15 samples do not fill the vector lanes")
+    assert order(torch.float32, 16) == ("batch_last", "16 or more samples fill the vector lanes of the own kernels")
+    assert order(torch.float64, 15) == ("contiguous", "fewer than 16 samples do not fill the vector lanes")
     assert order(torch.float16, 64) == ("contiguous", "torch.float16 has no own kernel")
 
 
