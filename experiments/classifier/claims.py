@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bsfast import analysis
+from experiments.classifier.loss import saturated_shares
 
 _LEARNT = 3.0
 
@@ -39,12 +40,16 @@ def not_learnt(outputs: Tensor, labels: Tensor) -> str | None:
     chance = 1 / outputs.shape[2]
     if accuracy >= _LEARNT * chance:
         return None
-    return f"M={len(outputs)} has not learnt: test accuracy {accuracy:.1%}, chance {chance:.1%}"
+    cut_off = saturated_shares(outputs.sum(0))[1]
+    return (
+        f"M={len(outputs)} has not learnt: test accuracy {accuracy:.1%}, chance {chance:.1%}, all logits outside "
+        f"[-1, 1] on {cut_off:.0%} of the images"
+    )
 
 
 def withhold(claim: Claim, reason: str | None) -> Claim:
     """Take a claim's verdict back if there is a reason, which is added to what was measured."""
-    return claim if reason is None else claim._replace(measured=f"{claim.measured}. {reason}", holds=None)
+    return claim if reason is None else claim._replace(measured=f"{claim.measured}; {reason}", holds=None)
 
 
 def judge_counts(counts: Mapping[int, tuple[int, int]]) -> list[Claim]:
@@ -67,13 +72,13 @@ def judge_counts(counts: Mapping[int, tuple[int, int]]) -> list[Claim]:
         Claim(
             "Fig. 5 left",
             "More branches means more silent ones: silent(32) > silent(16) ≥ silent(8).",
-            silent if grows is not None else f"{silent}. Needs models of M=8, 16 and 32.",
+            silent if grows is not None else f"{silent}; needs models of M=8, 16 and 32",
             grows,
         ),
         Claim(
             "Fig. 5 left",
             "The number of active branches hardly grows: active(32) ≤ 1.5 active(16).",
-            active if constant is not None else f"{active}. Needs models of M=16 and 32.",
+            active if constant is not None else f"{active}; needs models of M=16 and 32",
             constant,
         ),
     ]

@@ -250,9 +250,10 @@ def _scale_note(dataset: ImageSet, train_images: int, everything: bool, setup: S
         and setup.widths in {WIDTHS["paper"], WIDTHS["scaled"]}
         and len(history.loss) >= _FULL_EPOCHS
     )
+    clamp = "hard clamp" if setup.clamp == "hard" else f"clamp {setup.clamp} (the paper's: hard)"
     return (
         f"{'Full scale' if full else 'Scaled down'}: widths {_joined(setup.widths)}, {train_images:,} training images, "
-        f"{history.steps:,} steps. Data: {dataset.note}."
+        f"{history.steps:,} steps, {clamp}. Data: {dataset.note}."
     )
 
 

@@ -133,8 +133,11 @@ def test_conv2d_autocast_leaves_gradients_alone(case):
     expected = case.loop_grads(x.double(), weight.double(), grad.double())
     with torch.autocast("cpu", torch.bfloat16):
         x_grad = conv2d_input_grad(grad.requires_grad_(), weight, case.x_shape, **case.geometry)
-        assert torch.autograd.grad(x_grad.sum(), grad)[0].dtype == torch.float32
+        (grad_grad,) = torch.autograd.grad(x_grad, grad, x)  # a convolution of x
         weight_grad = conv2d_weight_grad(x, grad, case.kernel, **case.geometry)
+        raw = torch.ops.bsfast.conv2d(x, weight, *case.geometry.values())
+    for y in (grad_grad, raw):
+        assert_close(y, case.loop(x.double(), weight.double()), case.sum_length, torch.float32)
     assert_close(x_grad, expected[0], case.sum_length, torch.float32)
     assert_close(weight_grad, expected[1], case.sum_length, torch.float32)
 
