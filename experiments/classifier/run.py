@@ -22,7 +22,7 @@ from experiments.common.data import ImageSet
 from experiments.common.record import Run
 from experiments.common.training import History, Options, branch_responses, normalise, train
 
-_CALIBRATION_BATCHES = 60
+_CALIBRATION_BATCHES = 44
 _FULL_EPOCHS = 200
 
 
@@ -148,7 +148,7 @@ def _train_one(size: int, images: Tensor, labels: Tensor, dataset: ImageSet, set
 def _calibrated(net: nn.Module, images: Tensor, batch_size: int) -> nn.Module:
     """Copy a new network and run it in train mode until its batch-norm statistics are those of the data.
 
-    The weight of the initial statistics after 60 batches is 0.9**60 < 0.2 %.
+    The weight of the initial statistics after 44 batches is 0.9**44 < 1 %.
     """
     net = copy.deepcopy(net).train()
     device = next(net.parameters()).device

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bsfast
 from bsfast.reference import ReferenceBranched
 
-_WARM_UP = 3
+_WARM_UP = 2
 
 
 def measure_speed(
@@ -37,7 +37,7 @@ def measure_speed(
         loss: Maps logits and labels to a scalar.
         batch_size: N.
         num_classes: C.
-        repeats: Timed rounds, after three rounds of warm-up.
+        repeats: Timed rounds, after two rounds of warm-up.
         limit: Time in s after which no further round is begun; at least one is timed.
         device: Where to run.
 
