@@ -7,10 +7,12 @@ BIN := $(VENV)/bin
 FAST := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test bench figures lint clean
+.PHONY: demo setup test bench figures lint clean
 
 demo: $(VENV)/.built  ## the main job: toys and classifier, ending with one report.html
 	$(FAST) $(BIN)/python -m experiments demo
+
+setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, nothing else
 
 test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
 	$(BIN)/python -m pytest
@@ -32,6 +34,12 @@ clean:
 	rm -rf build $(VENV) bsfast/lib bsfast/_native*.so
 
 $(VENV)/.installed: requirements-dev.txt
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" || { \
+	  echo "bsfast: $(PYTHON) is not Python 3.10 to 3.13, which the pinned packages need;" \
+	    "name another, for example: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || { \
+	  echo "bsfast: $(PYTHON) cannot make virtual environments; install them" \
+	    "(Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=24"
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
@@ -39,5 +47,5 @@ $(VENV)/.installed: requirements-dev.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed pyproject.toml setup.py CMakeLists.txt $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	BSFAST_WERROR=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@

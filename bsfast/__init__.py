@@ -4,14 +4,19 @@ Names load on first use, so that ``bsfast.toy`` and ``bsfast.plotting`` work wit
 """
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bsfast import analysis, layout, nn, ops, plotting, reference, toy
     from bsfast.fuse import Branched, fuse, register_rule, unfuse
 
-__version__ = version("bsfast")
+try:
+    __version__ = version("bsfast")
+except PackageNotFoundError:
+    raise ImportError(
+        "bsfast is not installed; in the folder of its source, run `pip install --no-build-isolation -e .`"
+    ) from None
 
 __all__ = [
     "Branched",

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,7 @@ def describe() -> str:
         Text to paste into a bug report.
     """
     lines = [
-        ("bsfast", bsfast.__version__),
+        ("bsfast", f"{bsfast.__version__}, imported from {Path(bsfast.__file__).parent}"),
         ("python", platform.python_version()),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("system", f"{platform.system()} {platform.machine()}"),
@@ -33,8 +34,8 @@ def describe() -> str:
 def _instruction_set() -> str:
     try:
         from bsfast._native import instruction_set
-    except ImportError:
-        return "unknown: the native module is not built"
+    except ImportError as error:
+        return f"unknown: {error}"
     return str(instruction_set())
 
 

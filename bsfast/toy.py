@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import math
 import os
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 # Looked for, not tried: a native module that is there but broken must say so.
-_backend = importlib.import_module(
-    "bsfast._native" if importlib.util.find_spec("bsfast._native") else "bsfast._toy_numpy"
-)
+_native = os.environ.get("BSFAST_NATIVE") != "0" and importlib.util.find_spec("bsfast._native")
+_backend = importlib.import_module("bsfast._native" if _native else "bsfast._toy_numpy")
 
 Init = str | tuple[ArrayLike, ArrayLike]
 
@@ -94,7 +94,7 @@ def train(
         Start, end and outcome of every trial.
 
     Raises:
-        TypeError: If a number is not of its kind.
+        TypeError: If a number or an array is not of its kind.
         ValueError: If an argument is out of range or shapes disagree.
 
     Source: Brokman & Gilboa (2022), arXiv 2206.05810, Figures 2 to 4.
@@ -149,7 +149,7 @@ def train(
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Names that ``isa`` may have on this host, slowest first; ``("numpy",)`` without native code.
+    """Names that ``isa`` may have on this host, slowest first; ``("numpy",)`` without native code or if it is off.
 
     Returns:
         The names.
@@ -170,6 +170,7 @@ def _responses(
 
 def _initial(init: Init, trials: int, num_branches: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights and biases at the start, each ``(trials, M)``, drawn trial by trial."""
+    message = f"train: init must be 'uniform', 'normal' or arrays (weight, bias), got {reprlib.repr(init)}"
     if isinstance(init, str):
         generator = np.random.default_rng(seed)
         if init == "uniform":
@@ -177,9 +178,13 @@ def _initial(init: Init, trials: int, num_branches: int, seed: int) -> tuple[NDA
         elif init == "normal":
             start = generator.standard_normal((trials, 2, num_branches))
         else:
-            raise ValueError(f"train: init must be 'uniform', 'normal' or arrays (weight, bias), got {init!r}")
+            raise ValueError(message)
         return start[:, 0].copy(), start[:, 1].copy()
-    weight, bias = (np.array(values, np.float64, order="C") for values in init)
+    try:
+        weight, bias = init
+    except (TypeError, ValueError):
+        raise TypeError(message) from None
+    weight, bias = _floats("init weight", weight), _floats("init bias", bias)
     for name, values in (("weight", weight), ("bias", bias)):
         if values.shape != (trials, num_branches):
             raise ValueError(
@@ -192,12 +197,20 @@ def _initial(init: Init, trials: int, num_branches: int, seed: int) -> tuple[NDA
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Finite float64 values in one axis, at least one."""
-    vector = np.array(values, np.float64)
+    vector = _floats(name, values)
     if vector.ndim != 1 or not vector.size:
         raise ValueError(f"train: {name} must have shape (J,), J at least 1, got {vector.shape}")
     if not np.isfinite(vector).all():
         raise ValueError(f"train: {name} must be finite, got {vector[~np.isfinite(vector)][0]}")
     return vector
+
+
+def _floats(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Copy real numbers to a contiguous float64 array; text, objects and complex numbers are none."""
+    try:
+        return np.asarray(values).astype(np.float64, order="C", casting="same_kind")
+    except (TypeError, ValueError):
+        raise TypeError(f"train: {name} must be an array of real numbers, got {reprlib.repr(values)}") from None
 
 
 def _check_int(name: str, value: object, least: int, rule: str) -> None:

@@ -169,6 +169,18 @@ def test_offdiag_ratio_by_hand_and_free_of_scale():
     assert analysis.offdiag_ratio(1e3 * cov) == pytest.approx(analysis.offdiag_ratio(cov))
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e38])
+def test_offdiag_ratio_of_every_representable_covariance(size):
+    # Of eight entries, the sum of 1e38 overflows in float32; 1e-44 is seven times the smallest number, 1e-40 denormal.
+    assert analysis.offdiag_ratio(torch.full((8, 8), size)) == pytest.approx(1, rel=1e-6)
+
+
+def test_offdiag_ratio_of_tiny_responses_in_float64():
+    responses = torch.full((2, 3), 1e-25)  # squares: 1e-50, 0 in float32
+    assert math.isnan(analysis.offdiag_ratio(analysis.covariance(responses)))
+    assert analysis.offdiag_ratio(analysis.covariance(responses.double())) == pytest.approx(1)
+
+
 def test_offdiag_cosine_sees_active_pairs_only():
     cov = torch.tensor([[4.0, -1.0, 0.2], [-1.0, 1.0, 0.1], [0.2, 0.1, 0.0]])
     assert analysis.offdiag_cosine(cov, torch.tensor([True, True, False])) == 0.5

@@ -86,8 +86,13 @@ ERRORS = {
         "selectivity: energy must be non-negative of shape (M, R), got (2, 3, 4) with minimum 1",
     ),
     "completeness": (
-        lambda: analysis.completeness(torch.ones(0)),
-        "completeness: energy must be non-negative of shape (M, R), got (0,)",
+        lambda: analysis.completeness(-torch.ones(3)),
+        "completeness: energy must be non-negative of shape (M, R), got (3,) with minimum -1",
+    ),
+    "energy_empty": (lambda: analysis.completeness(torch.ones(0)), "completeness: energy must not be empty, got (0,)"),
+    "energy_nan": (
+        lambda: analysis.selectivity(MATRIX * math.nan),
+        "selectivity: energy must be finite, got 6 NaN or infinite values",
     ),
     "kind": (
         lambda: analysis.confidence(OUTPUTS, LABELS, kind="raw"),
@@ -146,10 +151,26 @@ def test_labels_of_another_kind_are_refused(dtype):
     assert str(error.value) == f"class_summary: labels must be integers, got {dtype}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
 @pytest.mark.parametrize("name", analysis.__all__)
-def test_every_function_refuses_half_precision(name):
+def test_every_function_refuses_another_dtype_in_its_own_name(name, dtype):
+    with pytest.raises(
+        TypeError, match=rf"^{name}: \w+ must be float32 or float64, got {dtype}; call .float\(\) first$"
+    ):
+        getattr(analysis, name)(*arguments_of(name, dtype))
+
+
+@pytest.mark.parametrize("name", analysis.__all__)
+def test_every_function_refuses_what_is_no_tensor(name):
+    arguments = arguments_of(name)
+    for k, argument in enumerate(arguments):
+        wrong = [*arguments[:k], argument.tolist(), *arguments[k + 1 :]]
+        with pytest.raises(TypeError, match=rf"^{name}: \w+ must be a torch.Tensor, got list; use torch.as_tensor$"):
+            getattr(analysis, name)(*wrong)
+
+
+def arguments_of(name, dtype=torch.float32):
+    """Tensors that the function takes, the first of a dtype."""
     labels = (LABELS,) if name in {"region_energy", "confidence", "class_summary"} else ()
     masks = (torch.ones(3) > 0,) if name == "offdiag_cosine" else ()
-    outputs = torch.ones((2, 3, 4) if labels else (3, 3), dtype=torch.float16)
-    with pytest.raises(TypeError, match=r"must be float32 or float64, got torch.float16"):
-        getattr(analysis, name)(outputs, *labels, *masks)
+    return torch.ones((2, 3, 4) if labels else (3, 3), dtype=dtype), *labels, *masks

@@ -1,6 +1,7 @@
 """``python -m bsfast``, the lazy package and the installation without native code."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from bsfast.__main__ import describe
 ROOT = Path(__file__).parent.parent
 
 
-def run(code: str, **environment: str) -> str:
+def run(code: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd, env=os.environ | environment
     )
     return done.stdout.strip()
 
@@ -57,11 +58,33 @@ def test_every_public_name_loads() -> None:
     assert set(bsfast.__all__) <= set(dir(bsfast))
 
 
-def test_build_without_a_compiler_says_what_to_install(tmp_path: Path) -> None:
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PATH": str(tmp_path)}
-    )
-    assert done.returncode != 0
-    assert "a C++17 compiler, cmake, ninja not found" in done.stderr
-    assert "BSFAST_NATIVE=0" in done.stderr
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Copy of the sources without built libraries, as in a fresh clone."""
+    shutil.copytree(ROOT / "bsfast", tmp_path / "bsfast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "csrc").mkdir()
+    return tmp_path
+
+
+def test_doctor_in_a_source_tree_says_to_install_it(clone: Path) -> None:
+    code = "import bsfast.__main__ as m; print(m.describe())"
+    text = run(code, clone, BSFAST_NATIVE="1")
+    assert f"{bsfast.__version__}, imported from {clone / 'bsfast'}" in text
+    assert "not used: not built: bsfast was imported from its source folder; run " in text
+    assert "pip install --no-build-isolation -e ." in text
+    assert "start Python in another folder" in text
+    (clone / "csrc").rmdir()  # now like an installed package
+    assert "not built; reinstall bsfast with a C++ compiler" in run(code, clone, BSFAST_NATIVE="1")
+
+
+def test_doctor_on_another_system_says_that_only_linux_has_native_code(clone: Path) -> None:
+    code = "import sys; from bsfast.ops import library; sys.platform = 'darwin'; print(library._why_not_built())"
+    assert run(code, clone, BSFAST_NATIVE="1") == "not built: only Linux has native code"
+
+
+def test_import_from_a_clone_that_is_not_installed_says_to_install_it(clone: Path) -> None:
+    command = [sys.executable, "-E", "-S", "-c", "import bsfast"]  # -S: no installed packages
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=clone)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: bsfast is not installed; in the folder of its source, run `pip install ")
+    assert "PackageNotFoundError" not in done.stderr

@@ -33,7 +33,7 @@ MAY_IMPORT = {
 OTHERS_MAY_IMPORT = ["torch", "numpy", "bsfast"]
 ONLY_INSIDE_FUNCTIONS = {"bsfast/ops": ["triton", "bsfast.triton"], "bsfast/__init__.py": ["torch", "numpy", "bsfast"]}
 # These know every experiment; any other file of experiments/X knows experiments.common and its own folder.
-KNOW_ALL_EXPERIMENTS = {"experiments/__main__.py", "experiments/common/cli.py"}
+KNOW_ALL_EXPERIMENTS = {f"experiments/{name}.py" for name in ("__main__", "cli", "demo", "figure")}
 
 # Headers with a dot that are not ours: vector intrinsics. Standard C++ headers have none.
 INTRINSICS = {"immintrin.h", "arm_neon.h"}
@@ -316,7 +316,7 @@ FINE = {
     "bsfast/nn/b.py": "from bsfast import ops\n",
     "experiments/b/run.py": "import numpy\n",
     "experiments/__main__.py": "import experiments.a.run\n",
-    "experiments/common/cli.py": "from experiments.a import run\n",
+    "experiments/cli.py": "from experiments.a import run\n",
     "csrc/cpu/a.cpp": '#include "cpu/a.h"\n#include <cstring>\n#include <immintrin.h>\n#include "shape.h"\n'
     + "//\n" * 396,
     "csrc/cpu/ops.cpp": "#include <torch/csrc/stable/ops.h>\n",

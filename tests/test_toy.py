@@ -178,6 +178,13 @@ def test_toy_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_toy_runs_on_numpy_when_native_code_is_switched_off(monkeypatch):
+    monkeypatch.setenv("BSFAST_NATIVE", "0")
+    code = "import bsfast.toy; print(*bsfast.toy.instruction_sets())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "numpy\n"
+
+
 @pytest.mark.parametrize(
     ("error", "change", "message"),
     [
@@ -196,11 +203,26 @@ def test_toy_needs_no_torch():
         (ValueError, {"x": [[0.0]]}, r"train: x must have shape \(J,\), J at least 1, got \(1, 1\)"),
         (ValueError, {"y": []}, r"train: y must have shape \(J,\), J at least 1, got \(0,\)"),
         (ValueError, {"y": [1.0]}, r"train: y must have the shape of x, \(4,\), got \(1,\)"),
+        (TypeError, {"x": ["a"]}, r"train: x must be an array of real numbers, got \['a'\]"),
+        (TypeError, {"x": None}, "train: x must be an array of real numbers, got None"),
+        (TypeError, {"x": [[0], [1, 2]]}, r"train: x must be an array of real numbers, got \[\[0\], \[1, 2\]\]"),
+        (TypeError, {"y": np.ones(4) * 1j}, r"train: y must be an array of real numbers, got array\(\[.*\]\)"),
         (ValueError, {"x": [0, 1, np.inf, 2]}, "train: x must be finite, got inf"),
         (
             ValueError,
             {"init": "zeros"},
             r"train: init must be 'uniform', 'normal' or arrays \(weight, bias\), got 'zeros'",
+        ),
+        (TypeError, {"init": None}, r"train: init must be 'uniform', 'normal' or arrays \(weight, bias\), got None"),
+        (
+            TypeError,
+            {"init": ([1.0],)},
+            r"train: init must be 'uniform', 'normal' or arrays \(weight, bias\), got \(\[1.0\],\)",
+        ),
+        (
+            TypeError,
+            {"init": (np.ones((3, 2)), [["a"]])},
+            r"train: init bias must be an array of real numbers, got \[\['a'\]\]",
         ),
         (
             ValueError,

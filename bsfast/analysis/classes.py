@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from bsfast.analysis.check import check_labels, check_real, shape_of
+from bsfast.analysis.check import check_labels, check_real, check_tensor, shape_of
 
 
 def region_energy(outputs: Tensor, labels: Tensor, *, num_regions: int | None = None) -> Tensor:
@@ -32,9 +32,10 @@ def region_energy(outputs: Tensor, labels: Tensor, *, num_regions: int | None = 
         tensor([[1., 4.],
                 [9., 0.]])
     """
+    check_real("region_energy", "outputs", outputs)
     if outputs.dim() < 3:
         raise ValueError(f"region_energy: outputs must have shape (M, N, C, ...), got {shape_of(outputs)}")
-    check_real("region_energy", "outputs", outputs)
+    check_tensor("region_energy", "labels", labels)
     by_sample = labels.dim() == 1
     pixels = (outputs.shape[1],) if by_sample else (outputs.shape[1], *outputs.shape[3:])
     regions = check_labels("region_energy", labels, pixels, outputs.device, num_regions)
@@ -62,10 +63,8 @@ def energy_shares(energy: Tensor) -> Tensor:
         >>> energy_shares(torch.tensor([[1.0, 3.0], [2.0, 0.0]]))
         tensor([[0.2500, 0.7500],
                 [1.0000, 0.0000]])
-    """
-    if energy.dim() != 2 or (energy < 0).any():
-        raise ValueError(f"energy_shares: energy must be non-negative of shape (M, R), got {_range(energy)}")
-    check_real("energy_shares", "energy", energy)
+    """  # noqa: DOC502
+    _check_energy("energy_shares", energy)
     return energy / energy.sum(1, keepdim=True)
 
 
@@ -87,10 +86,9 @@ def selectivity(energy: Tensor) -> Tensor:
     Example:
         >>> selectivity(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
         tensor([1., 0.])
-    """
-    if energy.dim() != 2 or (energy < 0).any():
-        raise ValueError(f"selectivity: energy must be non-negative of shape (M, R), got {_range(energy)}")
-    return _concentration(energy_shares(energy))
+    """  # noqa: DOC502
+    _check_energy("selectivity", energy)
+    return _concentration(energy)
 
 
 def completeness(energy: Tensor) -> Tensor:
@@ -111,10 +109,9 @@ def completeness(energy: Tensor) -> Tensor:
     Example:
         >>> completeness(torch.tensor([[2.0, 1.0], [0.0, 1.0]]))
         tensor([1., 0.])
-    """
-    if energy.dim() != 2 or (energy < 0).any():
-        raise ValueError(f"completeness: energy must be non-negative of shape (M, R), got {_range(energy)}")
-    return _concentration(energy_shares(energy.T))
+    """  # noqa: DOC502
+    _check_energy("completeness", energy)
+    return _concentration(energy.T)
 
 
 def confidence(outputs: Tensor, labels: Tensor, *, kind: str = "logit") -> Tensor:
@@ -139,13 +136,13 @@ def confidence(outputs: Tensor, labels: Tensor, *, kind: str = "logit") -> Tenso
         >>> [confidence(outputs, torch.tensor([1]), kind=kind).item() for kind in ("logit", "centred", "margin")]
         [3.0, 2.0, 2.0]
     """
+    check_real("confidence", "outputs", outputs)
     if kind not in {"logit", "centred", "margin"}:
         raise ValueError(f"confidence: kind must be 'logit', 'centred' or 'margin', got {kind!r}")
     if outputs.dim() != 3:
         raise ValueError(f"confidence: outputs must have shape (M, N, C), got {shape_of(outputs)}")
     if kind == "margin" and outputs.shape[2] < 2:
         raise ValueError(f"confidence: outputs must have at least two classes for a margin, got {shape_of(outputs)}")
-    check_real("confidence", "outputs", outputs)
     check_labels("confidence", labels, outputs.shape[1:2], outputs.device, outputs.shape[2])
     index = labels.long()[None, :, None].expand(outputs.shape[0], -1, 1)
     true = outputs.gather(2, index)[:, :, 0]
@@ -180,19 +177,22 @@ def class_summary(outputs: Tensor, labels: Tensor) -> Tensor:
         tensor([[[2., 0.],
                  [0., 5.]]])
     """
+    check_real("class_summary", "outputs", outputs)
     if outputs.dim() != 3:
         raise ValueError(f"class_summary: outputs must have shape (M, N, C), got {shape_of(outputs)}")
-    check_real("class_summary", "outputs", outputs)
     num_classes = outputs.shape[2]
     check_labels("class_summary", labels, outputs.shape[1:2], outputs.device, num_classes)
     return torch.stack([outputs[:, labels == label].mean(1) for label in range(num_classes)], dim=2)
 
 
-def _concentration(shares: Tensor) -> Tensor:
-    """One minus the normalised entropy of every row."""
-    entropy: Tensor = torch.special.entr(shares).sum(1)
-    return (1 - entropy / math.log(shares.shape[1])).clamp(0, 1)
+def _check_energy(function: str, energy: Tensor) -> None:
+    check_real(function, "energy", energy)
+    if energy.dim() != 2 or (energy < 0).any():
+        found = f"{shape_of(energy)} with minimum {energy.min().item():g}"
+        raise ValueError(f"{function}: energy must be non-negative of shape (M, R), got {found}")
 
 
-def _range(x: Tensor) -> str:
-    return f"{shape_of(x)} with minimum {x.min().item():g}" if x.numel() else f"{shape_of(x)}"
+def _concentration(energy: Tensor) -> Tensor:
+    """One minus the normalised entropy of the shares of every row."""
+    entropy: Tensor = torch.special.entr(energy_shares(energy)).sum(1)
+    return (1 - entropy / math.log(energy.shape[1])).clamp(0, 1)

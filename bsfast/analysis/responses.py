@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bsfast.analysis.check import check_real, shape_of
+from bsfast.analysis.check import check_real, check_tensor, shape_of
 
 
 def response_matrix(outputs: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def response_matrix(outputs: Tensor) -> Tensor:
         tensor([[0., 1., 2., 3.],
                 [4., 5., 6., 7.]])
     """
+    check_real("response_matrix", "outputs", outputs)
     if outputs.dim() < 2:
         raise ValueError(f"response_matrix: outputs must have shape (M, N, ...), got {shape_of(outputs)}")
-    check_real("response_matrix", "outputs", outputs)
     return outputs.flatten(1)
 
 
@@ -52,9 +52,9 @@ def covariance(responses: Tensor) -> Tensor:
         tensor([[ 5., -2.],
                 [-2.,  1.]])
     """
+    check_real("covariance", "responses", responses)
     if responses.dim() != 2:
         raise ValueError(f"covariance: responses must have shape (M, D), got {shape_of(responses)}")
-    check_real("covariance", "responses", responses)
     return responses @ responses.T
 
 
@@ -77,9 +77,9 @@ def cosine(cov: Tensor) -> Tensor:
         tensor([[ 1.0000, -0.5000],
                 [-0.5000,  1.0000]])
     """
+    check_real("cosine", "cov", cov)
     if cov.dim() != 2 or cov.shape[0] != cov.shape[1]:
         raise ValueError(f"cosine: cov must have shape (M, M), got {shape_of(cov)}")
-    check_real("cosine", "cov", cov)
     if (cov.diagonal() < 0).any():
         raise ValueError(f"cosine: cov must have a non-negative diagonal, got {cov.diagonal().min().item():g}")
     norms = cov.diagonal().sqrt()
@@ -107,9 +107,9 @@ def pearson(responses: Tensor) -> Tensor:
         tensor([[ 1., -1.],
                 [-1.,  1.]])
     """
+    check_real("pearson", "responses", responses)
     if responses.dim() != 2:
         raise ValueError(f"pearson: responses must have shape (M, D), got {shape_of(responses)}")
-    check_real("pearson", "responses", responses)
     rows = _unit_peak(_centre(responses))
     return cosine(rows @ rows.T)
 
@@ -139,6 +139,7 @@ def active_branches(responses: Tensor, threshold: float = 0.1, *, centred: bool 
         >>> active_branches(torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.2, 0.3]]))
         tensor([ True,  True, False])
     """
+    check_real("active_branches", "responses", responses)
     if not 0 < threshold <= 1:
         raise ValueError(f"active_branches: threshold must be in (0, 1], got {threshold}")
     if responses.dim() < 2:
@@ -148,7 +149,6 @@ def active_branches(responses: Tensor, threshold: float = 0.1, *, centred: bool 
             f"active_branches: responses must have shape (M, N, C) when centred, got {shape_of(responses)}; "
             "pass the branch outputs, not the response matrix (scalar outputs: unsqueeze(-1))"
         )
-    check_real("active_branches", "responses", responses)
     rows = (_centre(responses) if centred else responses).flatten(1)
     norms = torch.linalg.vector_norm(rows / _peak(rows), dim=1)
     active: Tensor = (norms >= threshold * norms.max()) & (norms > 0)
@@ -167,7 +167,8 @@ def offdiag_ratio(cov: Tensor) -> float:
         cov: Covariance, shape ``(M, M)``.
 
     Returns:
-        The ratio; NaN for one branch, or when all responses are zero.
+        The ratio; NaN for one branch, or when all of ``cov`` is zero: that of zero responses, and of float32 responses
+        below 1e-23, whose squares are 0: take the covariance of ``responses.double()``.
 
     Raises:
         ValueError: If ``cov`` is not square.
@@ -176,10 +177,11 @@ def offdiag_ratio(cov: Tensor) -> float:
         >>> offdiag_ratio(torch.tensor([[4.0, -1.0], [-1.0, 4.0]]))
         0.25
     """
+    check_real("offdiag_ratio", "cov", cov)
     if cov.dim() != 2 or cov.shape[0] != cov.shape[1]:
         raise ValueError(f"offdiag_ratio: cov must have shape (M, M), got {shape_of(cov)}")
-    check_real("offdiag_ratio", "cov", cov)
-    return (cov[_off_diagonal(cov)].abs().mean() / cov.diagonal().mean()).item()
+    scaled = cov / _peak(cov)
+    return (scaled[_off_diagonal(cov)].abs().mean() / scaled.diagonal().mean()).item()
 
 
 def offdiag_cosine(cov: Tensor, active: Tensor) -> float:
@@ -201,6 +203,8 @@ def offdiag_cosine(cov: Tensor, active: Tensor) -> float:
         >>> offdiag_cosine(torch.tensor([[4.0, -1.0], [-1.0, 1.0]]), torch.tensor([True, True]))
         0.5
     """
+    check_real("offdiag_cosine", "cov", cov)
+    check_tensor("offdiag_cosine", "active", active)
     if cov.dim() != 2 or cov.shape[0] != cov.shape[1]:
         raise ValueError(f"offdiag_cosine: cov must have shape (M, M), got {shape_of(cov)}")
     if active.dtype != torch.bool or active.shape != cov.shape[:1]:

@@ -1,18 +1,22 @@
 """``Branched``: M modules of one architecture as one ``nn.Module``."""
 
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bsfast.fuse.arguments import Arguments, Key, key_of
-from bsfast.fuse.assemble import build_tree, make_program, warn_vmapped
+from bsfast.fuse.assemble import build_tree, drop_constants, make_program, warn_vmapped
 from bsfast.fuse.program import Program
 from bsfast.fuse.report import Report, Spec, describe
+from bsfast.fuse.supported import check_train
 from bsfast.fuse.values import PerBranch, expand, leaves_of
 from bsfast.nn.stacked import Container, StackedModule, skeleton
+
+MOST_PROGRAMS: Final = 32  # traces that a network keeps, one a mode and choice of constant arguments
 
 
 class Branched(StackedModule):
@@ -25,7 +29,8 @@ class Branched(StackedModule):
     """
 
     _arguments: Arguments
-    _programs: dict[tuple[bool, Key], Program | None]
+    _programs: dict[tuple[bool, Key], Program | None]  # the one used longest ago first
+    _dropped_programs: bool
     _depends_on_mode: bool
     _last_inputs: dict[str, Any] | None  # arguments of the last call, tensors without data
 
@@ -35,8 +40,9 @@ class Branched(StackedModule):
         net = cls()
         net.num_branches = len(branches)
         net._skeletons = tuple(skeleton(branch) for branch in branches)
+        check_train(net._skeletons)
         net._arguments = Arguments(net.settings.forward)
-        net._programs, net._depends_on_mode, net._last_inputs = {}, False, None
+        net._programs, net._dropped_programs, net._depends_on_mode, net._last_inputs = {}, False, False, None
         build_tree(net, branches)
         constants = net._arguments.default_constants()
         warn_vmapped(net, [net._make_program(training, constants) for training in (True, False)])
@@ -53,8 +59,8 @@ class Branched(StackedModule):
         Returns:
             As one branch returns.
         """
-        outputs = self.branch_outputs(*inputs, per_branch=per_branch, **named)
-        return pytree.tree_map(lambda v: v.sum(0), outputs)
+        outputs = expand(self._run(inputs, per_branch, named), self.num_branches)
+        return pytree.tree_map(lambda v: v.sum(0).contiguous(), outputs)
 
     def branch_outputs(self, *inputs: Any, per_branch: bool | Sequence[bool] = False, **named: Any) -> Any:
         """Return v_k(x) of all branches, in one pass.
@@ -65,9 +71,16 @@ class Branched(StackedModule):
             **named: As :meth:`forward`.
 
         Returns:
-            As one branch returns, each tensor with a leading axis of length M.
+            As one branch returns, each tensor with a leading axis of length M; contiguous, with memory of its own.
         """
-        return expand(self._run(inputs, per_branch, named), self.num_branches)
+
+        def one(leaf: PerBranch | Tensor) -> Tensor:
+            if isinstance(leaf, PerBranch):
+                return leaf.tensor.contiguous()
+            shared = leaf.expand(self.num_branches, *leaf.shape)
+            return torch.clone(shared, memory_format=torch.contiguous_format)
+
+        return pytree.tree_map(one, self._run(inputs, per_branch, named))
 
     def report(self, *inputs: Any, per_branch: bool | Sequence[bool] = False, **named: Any) -> Report:
         """Say per node which kernel runs it and why, or why it fell back.
@@ -93,7 +106,7 @@ class Branched(StackedModule):
     def _run(self, inputs: tuple[Any, ...], per_branch: bool | Sequence[bool], named: dict[str, Any]) -> Any:
         values, constants = self._arguments.bind(inputs, per_branch, named, self.num_branches)
         program = self._program(constants)
-        self._check_modes()
+        self._check_modes(program)
         if not torch.compiler.is_compiling():
             self._last_inputs = _described(values) | constants
         outputs = program.run(self, self.settings, values, constants, self.num_branches)
@@ -103,22 +116,49 @@ class Branched(StackedModule):
         return outputs
 
     def _program(self, constants: dict[str, Any]) -> Program:
-        return self._programs.get((self.training, key_of(constants))) or self._make_program(self.training, constants)
+        key = (self.training, key_of(constants))
+        program = self._programs.get(key)
+        if program is None:
+            return self._make_program(self.training, constants)
+        if not torch.compiler.is_compiling():
+            self._programs[key] = self._programs.pop(key)
+        return program
 
     def _make_program(self, training: bool, constants: dict[str, Any]) -> Program:
-        program = make_program(self, training=training, constants=constants)
         key = key_of(constants)
+        program = make_program(self, training=training, constants=constants)
+        self._programs.pop((training, key), None)  # None, where the network was loaded from a file
         self._programs[training, key] = program
+        if len(self._programs) > MOST_PROGRAMS:
+            self._drop_program()
         other = self._programs.get((not training, key))
         self._depends_on_mode |= other is not None and not program.same_steps(other)
         return program
 
-    def _check_modes(self) -> None:
-        """Where training and evaluation run different graphs, no container may be in the other mode."""
+    def _drop_program(self) -> None:
+        """Forget the program that was used longest ago."""
+        if not self._dropped_programs:
+            values: dict[str, set[Any]] = {}
+            for _, key in self._programs:
+                for name, *value in key:
+                    values.setdefault(name, set()).add(tuple(value))
+            name = max(values, key=lambda name: len(values[name]))
+            warnings.warn(
+                f"bsfast: forward is traced anew for every value of an argument that is no tensor, got more than "
+                f"{MOST_PROGRAMS} traces, with {len(values[name])} values of {name!r}; pass it as a tensor",
+                stacklevel=8,
+            )
+        self._dropped_programs = True
+        dropped = self._programs.pop(next(iter(self._programs)))
+        if dropped is not None:
+            drop_constants(self, dropped, [program for program in self._programs.values() if program is not None])
+
+    def _check_modes(self, program: Program) -> None:
+        """Where training and evaluation run different graphs, containers must be in the mode they were traced in."""
         if not self._depends_on_mode:
             return
         for path, module in self.named_modules():
-            if isinstance(module, Container) and module.training != self.training:
+            if isinstance(module, Container) and module.training != program.modes.get(path, module.training):
                 raise ValueError(
                     f"Branched: submodules whose forward depends on the mode must be in the mode of the network, got "
                     f"training={module.training} at {path!r} and {self.training} at the top"

@@ -1,88 +1,15 @@
 """Are M branches one architecture? Each check names the first difference it finds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from bsfast.nn.attributes import own_attributes
 from bsfast.nn.stacked import tensors_of
-
-_HOOKS = {
-    "_forward_hooks": "forward hook",
-    "_forward_pre_hooks": "forward pre-hook",
-    "_backward_hooks": "backward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-}
-
-
-def check_supported(branch: nn.Module, k: int) -> None:
-    """Refuse what fusion would silently drop.
-
-    Args:
-        branch: A module.
-        k: Its index, for the message.
-
-    Raises:
-        ValueError: If a module has a hook, a parametrization or a forward of its own, holds modules or parameters that
-            are not registered, or is not initialised yet.
-    """
-    registered = {id(entry) for entry in [*branch.modules(), *tensors_of(branch).values()]}
-    for path, module in branch.named_modules():
-        where = f"{type(module).__name__} {path!r} of branch {k}" if path else f"branch {k}"
-        if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
-            raise ValueError(
-                f"fuse: branches must be initialised, got the lazy {where}; run one batch through it first"
-            )
-        for attribute, word in _HOOKS.items():
-            if getattr(module, attribute):
-                raise ValueError(
-                    f"fuse: branches must have no hooks, got a {word} on {where}; remove it and fuse again"
-                )
-        if is_parametrized(module):
-            raise ValueError(
-                f"fuse: branches must have no parametrizations, got one on {where}; "
-                "torch.nn.utils.parametrize.remove_parametrizations bakes it in"
-            )
-        if "forward" in vars(module):
-            raise ValueError(
-                f"fuse: forward must be a method of the class, got one set on the instance {where}; subclass it"
-            )
-        for name, value in own_attributes(module).items():
-            for held in _held_by(value):
-                if id(held) not in registered and (isinstance(held, nn.Module) or held.requires_grad):
-                    raise ValueError(
-                        f"fuse: modules and tensors that require gradients must be registered, got a "
-                        f"{type(held).__name__} in the attribute {name!r} of {where}; use ModuleList or Parameter"
-                    )
-
-
-def _held_by(value: Any, depth: int = 4) -> Iterator[nn.Module | Tensor]:
-    """Modules and tensors inside containers, closures, partial functions and bound methods."""
-    if isinstance(value, (nn.Module, Tensor)):
-        yield value
-        return
-    inner: list[Any] = []
-    if isinstance(value, (list, tuple, set, frozenset)):
-        inner = list(value)
-    elif isinstance(value, dict):
-        inner = list(value.values())
-    elif isinstance(value, FunctionType):
-        inner = [*_captured(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, MethodType):
-        inner = [value.__self__]
-    elif isinstance(value, partial):
-        inner = [value.func, *value.args, *value.keywords.values()]
-    for entry in inner if depth else ():
-        yield from _held_by(entry, depth - 1)
-
-
-def _captured(function: FunctionType) -> list[Any]:
-    return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def check_alike(branches: Sequence[nn.Module]) -> None:
@@ -241,6 +168,11 @@ def check_settings(modules: Sequence[nn.Module], path: str) -> None:
                     )
 
 
+def captured(function: FunctionType) -> list[Any]:
+    """Values that a function made inside another one uses."""
+    return [cell.cell_contents for cell in function.__closure__ or ()]
+
+
 def _equal(a: Any, b: Any) -> bool:  # noqa: PLR0911 (one return a kind)
     if type(a) is not type(b):
         return False
@@ -249,7 +181,7 @@ def _equal(a: Any, b: Any) -> bool:  # noqa: PLR0911 (one return a kind)
     if isinstance(a, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
     if isinstance(a, FunctionType):  # lambdas made per branch: same code and same captured values
-        return a.__code__ == b.__code__ and _equal([a.__defaults__, _captured(a)], [b.__defaults__, _captured(b)])
+        return a.__code__ == b.__code__ and _equal([a.__defaults__, captured(a)], [b.__defaults__, captured(b)])
     if isinstance(a, MethodType):
         return _equal(a.__func__, b.__func__) and type(a.__self__) is type(b.__self__)
     if isinstance(a, partial):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from bsfast.fuse import compare
+from bsfast.fuse import compare, supported
 from bsfast.fuse.branched import Branched
 
 
@@ -26,7 +26,8 @@ def fuse(branches: Sequence[nn.Module] | Callable[[], nn.Module], num_branches: 
     Raises:
         TypeError: If ``branches`` is neither modules nor a callable.
         ValueError: If the branches differ in anything but the values of their tensors (the message names the first
-            difference), or cannot be fused faithfully; for instance hooks, parametrizations, control flow on data.
+            difference), or cannot be fused faithfully; for instance hooks, parametrizations, tensors that share memory,
+            control flow on data.
 
     Example:
         >>> import torch
@@ -36,8 +37,9 @@ def fuse(branches: Sequence[nn.Module] | Callable[[], nn.Module], num_branches: 
     """  # noqa: DOC502 (raised by the checks)
     modules = _make_branches(branches, num_branches)
     for k, branch in enumerate(modules):
-        compare.check_supported(branch, k)
+        supported.check_supported(branch, k)
     compare.check_alike(modules)
+    supported.check_memory(modules)
     return Branched.from_branches(modules)
 
 
@@ -52,7 +54,8 @@ def unfuse(net: Branched) -> list[nn.Module]:
 
     Raises:
         TypeError: If ``net`` is not a fused network.
-    """
+        ValueError: If a tensor that it was made with is gone, because of a parametrization for instance.
+    """  # noqa: DOC502 (raised by to_branches)
     if not isinstance(net, Branched):
         raise TypeError(f"unfuse: net must be a bsfast.Branched, got {type(net).__name__}")
     return net.to_branches()

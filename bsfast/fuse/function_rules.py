@@ -124,7 +124,8 @@ def over_axes(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches
     )
     if not isinstance(x, PerBranch) or rest or unusual or x.rank == 0:
         return vmapped(function, args, kwargs, branches)
-    dims = tuple(range(1, x.tensor.dim())) if given in {None, ()} else _shift_all(given, x.rank)
+    all_axes = given is None or (isinstance(given, (tuple, list)) and not given)
+    dims = tuple(range(1, x.tensor.dim())) if all_axes else _shift_all(given, x.rank)
     return PerBranch(function(x.tensor, **{**kwargs, "dim": dims}))
 
 

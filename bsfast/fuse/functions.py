@@ -1,5 +1,6 @@
 """Which rule of :mod:`bsfast.fuse.function_rules` a function in forward code has; methods are listed by name."""
 
+import functools
 import operator
 from typing import Any
 
@@ -96,13 +97,32 @@ def _table() -> dict[Any, rules.Rule]:
 
 FUNCTIONS: dict[Any, rules.Rule] = _table()
 
-# Functions that draw random numbers: they run per branch even on inputs that all branches share.
-RANDOM: set[Any] = {
-    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli, torch.multinomial),
-    *(torch.rand_like, torch.randn_like, torch.randint_like, torch.poisson),
+# Functions of Python that draw random numbers; stock operators say so themselves.
+_RANDOM: set[Any] = {
     *_DROPOUTS,
-    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.rrelu),
-    *(F.rrelu, F.gumbel_softmax, F.fractional_max_pool2d, F.fractional_max_pool3d, F.scaled_dot_product_attention),
-    *("bernoulli", "multinomial", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geometric_"),
-    *("cauchy_", "log_normal_"),
+    *(F.rrelu, F.gumbel_softmax, F.multi_head_attention_forward, torch.svd_lowrank, torch.pca_lowrank),
+    *(F.fractional_max_pool2d, F.fractional_max_pool2d_with_indices),
+    *(F.fractional_max_pool3d, F.fractional_max_pool3d_with_indices),
 }
+
+
+def is_random(target: Any) -> bool:
+    """Say whether a function draws random numbers: it runs per branch even on inputs that all branches share.
+
+    Args:
+        target: Function, or name of a method.
+
+    Returns:
+        Whether it does, as its operator's tag says; False for Python code of others that calls such an operator.
+    """
+    if target in _RANDOM:
+        return True
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads_of(name))
+
+
+@functools.lru_cache(maxsize=1024)
+def overloads_of(name: str) -> tuple[Any, ...]:
+    """Stock operators of a name; none if there is none."""
+    packet = getattr(torch.ops.aten, name, None) if name and not name.startswith("__") else None
+    return tuple(getattr(packet, overload) for overload in packet.overloads()) if packet is not None else ()

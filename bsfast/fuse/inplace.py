@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import fx
 
 from bsfast.fuse.function_rules import CloneThen, as_written, pointwise
-from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS
+from bsfast.fuse.functions import FUNCTIONS, MAY_ALIAS, overloads_of
 
-_OPERATORS = {
+# ``x += y`` and its like: the function that Python calls, and its out-of-place form.
+AUGMENTED = {
     getattr(operator, f"i{name}"): getattr(operator, f"{name}_" if name in {"and", "or"} else name)
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 }
@@ -36,14 +37,15 @@ def remove_inplace(graph: fx.Graph) -> None:
         ValueError: If an input is written to, or a view of the changed tensor is used later.
         Untraceable: If a parameter or buffer is written to.
     """  # noqa: DOC502 (raised by _refuse_foreign)
-    for node in list(graph.nodes):
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in list(order):
         if node.kwargs.get("out") is not None:
             raise ValueError(f"fuse: forward must not use out=, got it at {node.name!r}; use the returned tensor")
         replacement = _out_of_place(node)
         if replacement is None:
             continue
         changed = node.args[0] if node.args else node.kwargs["input"]
-        _refuse_foreign(node, changed)
+        _refuse_foreign(node, changed, order)
         node.op, node.target = replacement
         if node.op != "call_module":
             node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
@@ -51,9 +53,9 @@ def remove_inplace(graph: fx.Graph) -> None:
             at = _positional(node.target).index("inplace")
             node.args = (*node.args[:at], False, *node.args[at + 1 :])
         result = _keep_type(node, changed)
-        order = {other: position for position, other in enumerate(graph.nodes)}
+        order[result] = order[node]
         for user in list(changed.users):
-            if order[user] > order[result]:
+            if order[user] > order[node]:
                 user.replace_input_with(changed, result)
 
 
@@ -83,8 +85,8 @@ def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:  # noqa: PLR0911 (on
         return ("call_method", name[:-1]) if has_twin else ("call_function", CloneThen(name))
     if node.op != "call_function":
         return None
-    if target in _OPERATORS:
-        return "call_function", _OPERATORS[target]
+    if target in AUGMENTED:
+        return "call_function", AUGMENTED[target]
     name = getattr(target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
         for home in (F, torch):
@@ -107,9 +109,8 @@ def _positional_inplace(node: fx.Node) -> bool:
     return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
 
 
-def _refuse_foreign(node: fx.Node, changed: Any) -> None:
+def _refuse_foreign(node: fx.Node, changed: Any, order: dict[fx.Node, int]) -> None:
     """Refuse to change what is not the branch's own, or what is visible through another name later."""
-    order = {other: position for position, other in enumerate(node.graph.nodes)}
     for member in _aliases(changed, before=node, order=order):
         if member.op == "placeholder":
             raise ValueError(
@@ -130,14 +131,14 @@ def _aliases(node: fx.Node, before: fx.Node, order: dict[fx.Node, int]) -> set[f
     family, queue = {node}, [node]
     while queue:
         member = queue.pop()
-        near = [source for source in member.all_input_nodes if _may_alias(member)]
-        near += [user for user in member.users if _may_alias(user) and order[user] < order[before]]
+        near = [source for source in member.all_input_nodes if may_alias(member)]
+        near += [user for user in member.users if may_alias(user) and order[user] < order[before]]
         queue += [other for other in near if other not in family]
         family |= set(near)
     return family
 
 
-def _may_alias(node: fx.Node) -> bool:
+def may_alias(node: fx.Node) -> bool:
     """Say whether a node's result may share memory with its inputs; unknown functions and modules may."""
     if node.op == "call_module":
         return bool(node.meta["may_alias"])
@@ -154,9 +155,6 @@ def _may_alias(node: fx.Node) -> bool:
 
 def _schema_allows_view(name: str) -> bool:
     """Say whether the stock operator of this name may return a view of an argument."""
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None:
-        return True
-    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
-    returns = [result.alias_info for schema in schemas for result in schema.returns]
-    return any(alias is not None and not alias.is_write for alias in returns)
+    overloads = overloads_of(name)
+    returns = [result.alias_info for overload in overloads for result in overload._schema.returns]
+    return not overloads or any(alias is not None and not alias.is_write for alias in returns)

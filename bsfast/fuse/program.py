@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from bsfast.fuse.functions import FUNCTIONS, RANDOM
+from bsfast.fuse.functions import FUNCTIONS, is_random
+from bsfast.fuse.inplace import may_alias
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.layout import to_batch_last
 from bsfast.nn.vmapped import call_vmapped
@@ -28,9 +30,10 @@ def enter(value: Any) -> Any:
 
 
 class Ref(NamedTuple):
-    """Reference to the value of an earlier step."""
+    """Reference to the value of an earlier step, or to a copy of it."""
 
     name: str
+    copy: bool = False
 
 
 class Method:
@@ -56,6 +59,7 @@ class Step:
         name: The node's name.
         scope: Path of the module whose forward it belongs to.
         last_use_of: Values that no later step needs.
+        is_random: Whether its function draws random numbers.
     """
 
     op: str
@@ -65,6 +69,7 @@ class Step:
     name: str
     scope: str
     last_use_of: tuple[str, ...]
+    is_random: bool
 
 
 class Program:
@@ -73,11 +78,13 @@ class Program:
     Attributes:
         steps: In order; empty if the branches run by vmap as a whole.
         why_vmap: Paths of modules that run by vmap, each with the reason.
+        modes: Paths of all modules, each with the mode that it was traced in.
     """
 
-    def __init__(self, graph: fx.Graph | None, why_vmap: dict[str, str]) -> None:
+    def __init__(self, graph: fx.Graph | None, why_vmap: dict[str, str], modes: dict[str, bool]) -> None:
         self.steps = tuple(_steps(graph)) if graph is not None else ()
         self.why_vmap = why_vmap
+        self.modes = modes
 
     def same_steps(self, other: "Program") -> bool:
         """Say whether two programs compute the same."""
@@ -102,10 +109,10 @@ class Program:
             branches: M.
 
         Returns:
-            The branches' result; tensors per-branch or shared.
+            The branches' result; tensors per-branch, with memory of their own, or shared.
         """
         if not self.steps:
-            return wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches)))
+            return _copy(wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches))))
         values: dict[str, Any] = {}
         *steps, output = self.steps
         for step in steps:
@@ -121,15 +128,46 @@ def _steps(graph: fx.Graph) -> Iterator[Step]:
     for node in nodes:
         for used in (*node.all_input_nodes, node):
             last_use[used] = node
+    seen = {node for node in nodes if node.op in {"placeholder", "get_attr"}}
+
+    def refer(node: fx.Node, other: fx.Node) -> Ref:
+        if node.op != "output":
+            return Ref(other.name)
+        sources = _may_be(other)
+        copy = bool(seen & sources)
+        seen.update(sources)
+        return Ref(other.name, copy)
+
     for node in nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: Ref(other.name))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), partial(refer, node))
         done = tuple(used.name for used, user in last_use.items() if user is node)
-        yield Step(node.op, node.target, args, kwargs, node.name, node.meta.get("scope", ""), done)
+        random = node.op in {"call_function", "call_method"} and is_random(node.target)
+        yield Step(node.op, node.target, args, kwargs, node.name, node.meta.get("scope", ""), done, random)
+
+
+def _may_be(node: fx.Node) -> set[fx.Node]:
+    """Nodes whose memory a node's value may share, itself included."""
+    found, queue = {node}, [node]
+    while queue:
+        member = queue.pop()
+        near = [source for source in member.all_input_nodes if may_alias(member) and source not in found]
+        queue += near
+        found |= set(near)
+    return found
+
+
+def _copy(value: Any) -> Any:
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, PerBranch):
+            return leaf
+        return PerBranch(torch.clone(leaf.tensor, memory_format=torch.contiguous_format))
+
+    return pytree.tree_map(one, value)
 
 
 def _resolve(argument: Any, values: dict[str, Any]) -> Any:
     if isinstance(argument, Ref):
-        return values[argument.name]
+        return _copy(values[argument.name]) if argument.copy else values[argument.name]
     if isinstance(argument, tuple):
         entries = [_resolve(entry, values) for entry in argument]
         return type(argument)(*entries) if hasattr(argument, "_fields") else tuple(entries)
@@ -140,6 +178,11 @@ def _resolve(argument: Any, values: dict[str, Any]) -> Any:
     if isinstance(argument, slice):
         return slice(*(_resolve(entry, values) for entry in (argument.start, argument.stop, argument.step)))
     return argument
+
+
+def layer_at(net: nn.Module, path: str) -> nn.Module:
+    """Return the module that computes a step; if the whole branch is one layer, its path is empty."""
+    return net.get_submodule(path) if path else net._layers[0]  # type: ignore[index,return-value]
 
 
 def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[str, Any], branches: int) -> Any:
@@ -179,7 +222,7 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
 
 def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: int) -> Any:
     if step.op == "call_module":
-        module = net.get_submodule(step.target)
+        module = layer_at(net, step.target)
         if getattr(module, "takes_shared", False) and not any_per_branch((args, kwargs)):
             return wrap(module(*args, **kwargs, shared=True))
         return wrap(module(*expand(args, branches), **expand(kwargs, branches)))
@@ -189,7 +232,7 @@ def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     if any_per_branch((args, kwargs)):
         rule: Any = FUNCTIONS.get(step.target, vmapped)
         return rule(function, args, kwargs, branches)
-    if getattr(step.target, "method", step.target) in RANDOM:  # each branch draws its own, on its own copy
+    if step.is_random:  # each branch draws its own, on its own copy
         args, kwargs = wrap(expand((args, kwargs), branches))
         return vmapped(function, args, kwargs, branches)
     return function(*args, **kwargs)

@@ -8,11 +8,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from bsfast.fuse.functions import FUNCTIONS
-from bsfast.fuse.program import Program, Step, run_step
+from bsfast.fuse.program import Program, Step, layer_at, run_step
 from bsfast.fuse.values import PerBranch
 from bsfast.nn.stacked import StackedModule, replaced
 from bsfast.nn.vmapped import Vmapped, runs_as
 from bsfast.ops import plan
+
+WHOLE = "(the whole branch)"
 
 
 class Spec:
@@ -81,7 +83,7 @@ def describe(net: StackedModule, program: Program, inputs: dict[str, Any] | None
         The report.
     """
     if not program.steps:
-        row = Row("(the whole branch)", type(net.settings).__name__, runs_as(net.settings), program.why_vmap[""])
+        row = Row(WHOLE, type(net.settings).__name__, runs_as(net.settings), program.why_vmap[""])
         return Report([row])
     chosen = _choices(net, program, inputs) if inputs is not None else None
     return Report([_row(step, net, program, chosen) for step in program.steps if step.op in _SHOWN])
@@ -91,10 +93,10 @@ _SHOWN = {"placeholder", "call_module", "call_function", "call_method"}
 
 
 def _row(step: Step, net: StackedModule, program: Program, chosen: dict[str, plan.Plan] | None) -> Row:
-    name = step.target if step.op == "call_module" else step.name
+    name = (step.target or WHOLE) if step.op == "call_module" else step.name
     node = f"{step.scope}: {name}" if step.scope and step.op != "call_module" else name
     if step.op == "call_module":
-        module = net.get_submodule(step.target)
+        module = layer_at(net, step.target)
         if isinstance(module, Vmapped):
             return Row(node, type(module.settings).__name__, runs_as(module.settings), program.why_vmap[step.target])
         operation = type(module).__name__

@@ -40,11 +40,14 @@ _DESCRIPTIVE |= {"reset_parameters", "__constants__", "__static_attributes__", "
 def register_rule(module: type[nn.Module], rule: Rule) -> None:
     """Say how modules of a class are fused; replaces an earlier rule for the class.
 
+    Register before fusing: a network that was made before knows nothing of it.
+
     Args:
-        module: Class of the branches' modules; subclasses that override a method are not covered.
-        rule: Called with the M modules of one place in the branches; returns one module whose ``forward`` takes and
-            returns tensors with a leading branch axis, and whose parameters and buffers have the original names and
-            axis 0 = M. :meth:`bsfast.nn.StackedModule.from_branches` of a subclass does the stacking.
+        module: Class of the branches or of modules in them; subclasses that override a method are not covered.
+        rule: Called with the M modules of one place in the branches, whose settings are equal; returns one new module
+            whose ``forward`` takes what theirs does and returns the same, tensors with a leading branch axis, and
+            whose parameters and buffers have the original names and axis 0 = M.
+            :meth:`bsfast.nn.StackedModule.from_branches` of a subclass does the stacking.
 
     Raises:
         TypeError: If ``module`` is not a module class or ``rule`` cannot be called.

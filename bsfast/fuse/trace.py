@@ -1,34 +1,46 @@
-"""Honest tracing: torch.fx records one branch's forward; whatever it would record wrongly is found or refused."""
+"""Honest tracing: torch.fx records one branch's forward; what it would record wrongly is looked for, and refused.
+
+Looked for: control flow, type and attribute questions, and conversions of values (:mod:`bsfast.fuse.proxy`); identity
+and gradient-mode questions in bytecode (:mod:`bsfast.fuse.questions`); changes of Python attributes, of registered
+tensors and of the global random generators of the CPU; constants that are others when the same branch is traced again.
+
+Not seen: state outside the module (a global, a closure, a class attribute) that changes nothing in two successive
+traces; writes into a plain tensor through its ``.data`` or NumPy's view of it; ``is`` between values; ``type(x)`` of
+more than a local variable, or in functions of another package; decisions on the text of an f-string; what ``except``
+would do where an operation fails on tensors, not while tracing (fused, it fails).
+"""
 
 import functools
 import inspect
-import operator
 import random
 import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from bsfast.fuse import compare
 from bsfast.fuse.inplace import Untraceable, remove_inplace
+from bsfast.fuse.proxy import Proxy, from_shape
+from bsfast.fuse.questions import question_in
 from bsfast.fuse.rules import find_rule, may_return_input
-from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
+from bsfast.nn.attributes import attributes_of, refuse_changed_attributes, version_of
 from bsfast.nn.stacked import renew_lists
 
-_OF_SHAPE = {"size", "dim", "ndimension", "numel", "is_floating_point", "is_complex", "element_size", "get_device"}
-_OF_SHAPE |= {"shape", "ndim", "dtype", "device", "is_cuda", "itemsize"}
 _OF_MEMORY_ORDER = {"as_strided", "stride", "is_contiguous", "storage_offset", "data_ptr", torch.as_strided}
 
 
-def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tuple[fx.Graph | None, dict[str, str]]:
+def trace(
+    branch: nn.Module, *, training: bool, constants: dict[str, Any], twice: bool = True
+) -> tuple[fx.Graph | None, dict[str, str]]:
     """Record one branch's forward.
 
     Args:
         branch: Branch without data (its tensors on the meta device).
         training: Mode to trace in; the branch's own flags are restored.
         constants: Values of arguments that are not tensors.
+        twice: Whether to record a second time and compare; one of M branches is enough.
 
     Returns:
         The graph, free of in-place operations, or None if the branch as a whole cannot be traced; and the paths of
@@ -36,29 +48,56 @@ def trace(branch: nn.Module, *, training: bool, constants: dict[str, Any]) -> tu
 
     Raises:
         ValueError: If the forward does what no trace can hold: control flow on data, random numbers from nothing, a
-            changed Python attribute, writing into inputs.
+            changed Python attribute, writing into inputs, a constant that moves; or if ``__call__`` is overridden.
     """
+    if type(branch).__call__ is not nn.Module.__call__:
+        raise ValueError(
+            f"fuse: branches must be called by torch.nn.Module.__call__, got {type(branch).__name__}.__call__; "
+            "override forward instead"
+        )
     flags = {module: module.training for module in branch.modules()}
     branch.train(training)
     opaque: dict[str, str] = {}
     try:
         while True:
             try:
-                return _trace(branch, constants, opaque), opaque
+                return _trace(branch, constants, opaque, twice), opaque
             except Untraceable as failure:
-                if failure.path in opaque:  # run by vmap, it still cannot be called
-                    raise ValueError(f"fuse: {failure.path!r} cannot be traced: {failure.reason}") from failure
-                opaque[failure.path] = failure.reason
-                if not failure.path:
-                    return None, opaque
+                path = failure.path
+                while path and path in opaque:  # run by vmap, it still cannot be called: its parent does that
+                    path = path.rpartition(".")[0]
+                if not path:
+                    return None, {"": failure.reason}
+                inside = [other for other in opaque if other.startswith(f"{path}.")]
+                opaque = {other: why for other, why in opaque.items() if other not in inside} | {path: failure.reason}
     finally:
         for module, flag in flags.items():
             module.training = flag
 
 
-def _trace(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str]) -> fx.Graph:
-    before, generator, states = attributes_of(branch), torch.get_rng_state(), _random_states()
-    buffers = {path: dict(module._buffers) for path, module in branch.named_modules()}
+def _trace(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str], twice: bool) -> fx.Graph:
+    graph, made = _record(branch, constants, opaque)
+    if twice:
+        again, made_again = _record(branch, constants, opaque)
+        try:
+            compare.check_graphs([graph, again])
+            for (name, a), b in zip(made.items(), made_again.values(), strict=True):
+                if not a.is_meta and not torch.equal(a, b) and repr(a.tolist()) != repr(b.tolist()):  # nan equals nan
+                    raise ValueError(f"got {name}={a.tolist()} in branch 0 and {b.tolist()} in branch 1")
+        except ValueError as error:
+            got = str(error).partition("got ")[2].replace("in branch 0", "first").replace("in branch 1", "then")
+            raise ValueError(f"fuse: forward must compute the same each time, got {got}; register a buffer") from error
+        graph = again
+    remove_inplace(graph)
+    return graph
+
+
+def _record(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str]) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """Return the graph, and the tensors that forward code made, which torch.fx keeps in the branch."""
+    for name in _made_in_trace(branch):
+        delattr(branch, name)
+    before, registered = attributes_of(branch), _registered(branch)
+    generator, states = torch.get_rng_state(), _random_states()
     try:
         with torch.enable_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             graph = _Tracer(constants, opaque).trace(branch)
@@ -69,24 +108,56 @@ def _trace(branch: nn.Module, constants: dict[str, Any], opaque: dict[str, str])
             )
     finally:
         torch.set_rng_state(generator)
+        changes = _restore(registered, _registered(branch))
         refuse_changed_attributes(before, attributes_of(branch))
         renew_lists(branch)
-        _refuse_assigned_buffers(branch, buffers)
-    remove_inplace(graph)
-    return graph
+        if changes:
+            raise changes[0]
+    return graph, _made_in_trace(branch)
 
 
-def _refuse_assigned_buffers(branch: nn.Module, before: dict[str, dict[str, Any]]) -> None:
-    """Put back the buffers; a module that assigned one runs by vmap, which keeps what it assigns."""
-    assigned = ""
-    for path, module in branch.named_modules():
-        for name, tensor in before[path].items():
-            if module._buffers.get(name) is not tensor:
-                module._buffers[name] = tensor
-                assigned = f"{path}.{name}"
-    if assigned:
-        path, _, name = assigned.rpartition(".")
-        raise Untraceable(path, f"it assigns the buffer {name!r}")
+def _made_in_trace(branch: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(branch).items() if name.startswith("_tensor_constant")}
+
+
+class _Registered(NamedTuple):
+    path: str
+    kind: str
+    home: dict[str, Any]
+    tensor: Tensor | None
+    version: int
+
+
+def _registered(branch: nn.Module) -> dict[tuple[int, str], _Registered]:
+    """Parameters and buffers by dictionary and name, with the writes into each so far."""
+    return {
+        (id(home), name): _Registered(path, kind, home, tensor, version_of(tensor) if isinstance(tensor, Tensor) else 0)
+        for path, module in branch.named_modules()
+        for kind, home in (("parameter", module._parameters), ("buffer", module._buffers))
+        for name, tensor in home.items()
+    }
+
+
+def _restore(before: dict[tuple[int, str], _Registered], after: dict[tuple[int, str], _Registered]) -> list[Exception]:
+    """Put back parameters and buffers, and say what changed; vmap keeps what a module writes and assigns."""
+    changes: list[Exception] = []
+    for key, now in after.items():
+        if key not in before:
+            del now.home[key[1]]
+            changes.append(
+                ValueError(
+                    f"fuse: forward must not register tensors, got the {now.kind} {key[1]!r} in "
+                    f"{now.path or 'the branch'!r}; register it in __init__"
+                )
+            )
+    for key, was in before.items():
+        now_here = after.get(key)
+        if now_here is None or now_here.tensor is not was.tensor:
+            was.home[key[1]] = was.tensor
+            changes.append(Untraceable(was.path, f"it assigns the {was.kind} {key[1]!r}"))
+        elif now_here.version != was.version:
+            changes.append(Untraceable(was.path, f"it writes into the {was.kind} {key[1]!r}"))
+    return changes
 
 
 class _Tracer(fx.Tracer):
@@ -98,9 +169,31 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
         self.path = ""
         self.contexts = _contexts()
+        self.failure: Exception | None = None
+
+    def fail(self, error: Exception) -> Exception:
+        """Remember the first refusal, which forward code may catch."""
+        self.failure = self.failure or error
+        return error
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        graph = fx.Graph()
+        try:
+            self.refuse_questions(root, "")
+            graph = super().trace(root, concrete_args)
+        except Exception as error:
+            self.fail(_as_untraceable(error, ""))
+        if self.failure is not None:
+            raise self.failure
+        return graph
+
+    def refuse_questions(self, module: nn.Module, path: str) -> None:
+        question = question_in(module)
+        if question:
+            raise self.fail(Untraceable(path, question))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def create_args_for_root(self, root_fn: Any, _is_module: bool, _concrete_args: Any = None) -> tuple[Any, list[Any]]:
         positional, named = [], {}
@@ -120,15 +213,17 @@ class _Tracer(fx.Tracer):
         try:
             path = self.path_of_module(m)
         except NameError as error:
-            raise ValueError(
-                f"fuse: forward must call registered modules only, got a {type(m).__name__} that is not"
+            raise self.fail(
+                ValueError(f"fuse: forward must call registered modules only, got a {type(m).__name__} that is not")
             ) from error
         is_leaf = self.is_leaf_module(m, path)
         outer, self.path = self.path, self.path if is_leaf else path
         try:
+            if not is_leaf:
+                self.refuse_questions(m, path)
             result = super().call_module(m, forward, args, kwargs)
         except Exception as error:
-            raise _as_untraceable(error, path) from error
+            raise self.fail(_as_untraceable(error, path)) from error
         else:
             if is_leaf:
                 result.node.meta["may_alias"] = may_return_input(m)
@@ -137,30 +232,29 @@ class _Tracer(fx.Tracer):
         finally:
             self.path = outer
 
-    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        try:
-            return super().trace(root, concrete_args)
-        except Exception as error:
-            raise _as_untraceable(error, "") from error
-
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self.contexts:
-            raise Untraceable(self.path, "it switches gradients or autocast on or off")
+            raise self.fail(Untraceable(self.path, "it switches gradients or autocast on or off"))
         if kind.startswith("call_") and target in _OF_MEMORY_ORDER:
-            raise Untraceable(self.path, "it depends on the order of its input in memory")
+            raise self.fail(Untraceable(self.path, "it depends on the order of its input in memory"))
         node = super().create_node(kind, target, *args, **kwargs)
         node.meta["scope"] = self.path
         return node
 
+    def iter(self, _: fx.Proxy) -> Any:
+        raise self.fail(Untraceable(self.path, "it iterates over a value"))
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         module = self.root.get_submodule(self.path)
-        if _from_shape(obj.node):
-            raise Untraceable(self.path, "its control flow depends on shapes")
+        if from_shape(obj.node):
+            raise self.fail(Untraceable(self.path, "its control flow depends on shapes"))
         if type(module).__module__.startswith("torch.nn."):
-            raise Untraceable(self.path, "its control flow depends on its input")
-        raise ValueError(
-            f"fuse: control flow must not depend on data, got an if or while on node {obj.node.name!r} in "
-            f"{type(module).__name__} {self.path or '(the branch itself)'!r}; use torch.where, or register_rule"
+            raise self.fail(Untraceable(self.path, "its control flow depends on its input"))
+        raise self.fail(
+            ValueError(
+                f"fuse: control flow must not depend on data, got an if or while on node {obj.node.name!r} in "
+                f"{type(module).__name__} {self.path or '(the branch itself)'!r}; use torch.where, or register_rule"
+            )
         )
 
 
@@ -169,52 +263,6 @@ def _as_untraceable(error: Exception, path: str) -> Exception:
     if isinstance(error, Untraceable) or str(error).startswith("fuse: "):
         return error
     return Untraceable(path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-
-
-class _Honest:
-    """Forward code that uses ``isinstance`` or dictionaries on a proxy would be misled: the module runs by vmap."""
-
-    tracer: Any
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        asker = sys._getframe(1).f_code  # torch asks too, in Python and, from any frame, in C++
-        if asker.co_name == "is_tensor" or ("isinstance" in asker.co_names and not _is_torch(sys._getframe(1))):
-            raise Untraceable(self.tracer.path, "it asks for the type of a value")
-        return type(self)
-
-    def __hash__(self) -> int:
-        if not _is_torch(sys._getframe(1)):
-            raise Untraceable(self.tracer.path, "it uses a value as a dictionary key")
-        return id(self)
-
-
-def _is_torch(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).split(".")[0] in {"torch", "bsfast"}
-
-
-def _in_place(name: str) -> Callable[..., fx.Proxy]:
-    """``x += y`` as an in-place operation: torch.fx would record ``x = x + y``, which other names of x do not see."""
-    write, new = getattr(operator, f"i{name}"), getattr(operator, f"{name}_" if name in {"and", "or"} else name)
-
-    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
-        target = new if _from_shape(self.node) else write  # sizes are immutable
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return record
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
-    setattr(_Honest, f"__i{_name}__", _in_place(_name))
-
-
-class _Proxy(_Honest, fx.Proxy):
-    def __getattr__(self, name: str) -> "_Attribute":
-        return _Attribute(self, name)
-
-
-class _Attribute(_Honest, fx.proxy.Attribute):
-    pass
 
 
 def _contexts() -> tuple[bool, ...]:
@@ -229,12 +277,3 @@ def _random_states() -> list[Any]:
             part.tolist() if hasattr(part, "tolist") else part for part in sys.modules["numpy"].random.get_state()
         ]
     return states
-
-
-def _from_shape(node: fx.Node) -> bool:
-    """Say whether a value depends on tensors only through their shapes, dtypes and devices."""
-    target: Any = node.target
-    name = node.args[1] if target is getattr else getattr(target, "__name__", target)
-    if node.op in {"call_method", "call_function"} and name in _OF_SHAPE:
-        return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(_from_shape, node.all_input_nodes))

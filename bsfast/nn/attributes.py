@@ -1,13 +1,18 @@
 """The Python attributes of modules: forward code that changes them cannot be fused, so changes are found."""
 
+import io
+import pickle
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
 OF_TORCH = frozenset(vars(nn.Module()))  # parameters, buffers, modules, hooks, training: handled by name elsewhere
 # torch.fx's names for tensors that a forward makes, and the list of its own tensors that an LSTM keeps.
 _OF_OTHERS = ("_tensor_constant", "_flat_weight")
-PLAIN = (int, float, complex, str, bytes, bool, type(None))
+_PLAIN = {bool, int, str, type(None)}
+_BY_IDENTITY = (Tensor, nn.Module, fx.Proxy, type, FunctionType, BuiltinFunctionType, ModuleType)
 
 Snapshot = dict[tuple[str, str], Any]
 
@@ -20,7 +25,7 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def attributes_of(root: nn.Module) -> Snapshot:
-    """Note every module's attributes, and what containers and plain objects among them hold.
+    """Note every module's attributes and all they hold.
 
     Args:
         root: Any module.
@@ -29,7 +34,7 @@ def attributes_of(root: nn.Module) -> Snapshot:
         By module path and attribute name, something that differs once the attribute has changed.
     """
     return {
-        (path, name): _mark_of(value, depth=2)
+        (path, name): (type(value), value) if type(value) in _PLAIN else _Mark(value)
         for path, module in root.named_modules()
         for name, value in own_attributes(module).items()
     }
@@ -45,36 +50,60 @@ def refuse_changed_attributes(before: Snapshot, after: Snapshot) -> None:
     Raises:
         ValueError: If they differ.
     """
-    for path, name in [*after, *before]:
-        if (path, name) not in before or (path, name) not in after or after[path, name] != before[path, name]:
-            raise ValueError(
-                f"fuse: forward must not change Python attributes, got a change of {name!r} in "
-                f"{path or 'the branch'!r}; register a buffer"
-            )
+    for path, name in changed_attributes(before, after):
+        raise ValueError(
+            f"fuse: forward must not change Python attributes, got a change of {name!r} in "
+            f"{path or 'the branch'!r}; register a buffer, and draw random numbers by torch.randn_like and its like"
+        )
 
 
-class _Same:
-    """An object, equal to itself only; keeps it alive, so that its id is its own."""
+def changed_attributes(before: Snapshot, after: Snapshot) -> list[tuple[str, str]]:
+    """Module paths and names of the attributes that differ."""
+    both = dict.fromkeys([*after, *before])
+    return [key for key in both if key not in before or key not in after or after[key] != before[key]]
+
+
+class _Mark:
+    """What a value holds, as bytes; equal to that of an unchanged value.
+
+    Everything is compared by content (random generators, iterators and arrays included), but tensors, modules and
+    functions by identity, and tensors by the number of writes that torch has counted.
+    """
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        held = io.BytesIO()
+        pickler = _Pickler(held)
+        pickler.dump(value)
+        self.content = held.getvalue()
+        self.kept = pickler.kept  # alive, so that their ids are their own
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _Mark) and self.content == other.content
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _mark_of(value: Any, depth: int) -> Any:
-    if isinstance(value, PLAIN):
-        return type(value), repr(value)  # repr: nan equals itself, -0.0 is not 0.0
-    inner: list[Any] = []
-    if depth and isinstance(value, (list, tuple)):
-        inner = list(value)
-    elif depth and isinstance(value, dict):
-        inner = [*value, *value.values()]
-    elif depth and isinstance(value, (set, frozenset)):
-        inner = sorted(value, key=id)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, (Tensor, nn.Module, type)):
-        inner = list(vars(value).values())
-    return _Same(value), [_mark_of(entry, depth - 1) for entry in inner]
+class _Pickler(pickle.Pickler):
+    """Writes what cannot be pickled, and what is compared by identity, as a number."""
+
+    def __init__(self, held: io.BytesIO) -> None:
+        super().__init__(held, protocol=4)
+        self.kept: list[Any] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if value is tuple:  # the name below
+            return NotImplemented
+        if isinstance(value, torch.Generator):
+            return tuple, (value.get_state().tolist(),)
+        if not isinstance(value, _BY_IDENTITY):
+            try:
+                return value.__reduce_ex__(4)
+            except Exception:  # noqa: S110 (whatever its class raises: it cannot be pickled)
+                pass
+        self.kept.append(value)
+        return tuple, ((id(value), version_of(value) if isinstance(value, Tensor) else 0),)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Count the writes into a tensor so far, where torch counts them."""
+    return 0 if tensor.is_inference() else tensor._version

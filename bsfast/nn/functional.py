@@ -67,8 +67,8 @@ def _pad_by_name(x: Tensor, padding: str, weight: Tensor, stride: Size, dilation
 
 
 def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
-    """``F.pad`` of images ``(M, N, C, H, W)`` or ``(N, C, H, W)``, in any mode."""
-    if mode == "constant" or x.dim() == 4:
+    """``F.pad`` of images ``(M, N, C, H, W)``, ``(N, C, H, W)`` or ``(C, H, W)``, in any mode."""
+    if mode == "constant" or x.dim() < 5:
         return F.pad(x, list(padding), mode)
     return over_samples(lambda t: F.pad(t, list(padding), mode), x)
 
@@ -99,8 +99,9 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.batch_norm`` of each branch: statistics over samples and space, of each branch by itself."""
-    if x.shape[2] != (weight.shape[1] if weight is not None else x.shape[2]):
-        raise ValueError(f"batch_norm: x must have C={weight.shape[1]} channels, got {tuple(x.shape)}")  # type: ignore[union-attr]
+    for given in (weight, running_mean):
+        if given is not None and x.shape[2] != given.shape[1]:
+            raise ValueError(f"batch_norm: x must have C={given.shape[1]} channels, got {tuple(x.shape)}")
     flat = [None if t is None else t.reshape(-1) for t in (weight, bias)]
     running = [None if t is None else t.view(-1) for t in (running_mean, running_var)]  # views: updated in place
     arguments: tuple[Any, ...] = (*running, *flat, training, momentum, eps)
@@ -163,10 +164,16 @@ def layer_norm(
 
 
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
-    """``F.prelu`` of each branch; ``weight`` is ``(M, 1)`` or ``(M, C)``."""
-    one_slope = weight.shape[1] == 1
+    """``F.prelu`` of each branch; ``weight`` is ``(M,)``, ``(M, 1)`` or ``(M, C)``."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in {x.dtype, weight.dtype}:
+        lower = torch.get_autocast_dtype(device)
+        x, weight = x.to(lower), weight.to(lower)
+    if x.dtype != weight.dtype:
+        raise TypeError(f"prelu: x must have weight's dtype {weight.dtype}, got {x.dtype}")
+    one_slope = weight.numel() == weight.shape[0]
     slopes = weight.view(weight.shape[0], *[1] * (x.dim() - 1)) if one_slope else per_channel(weight, x)
-    return torch.where(x > 0, x, x * _as_activation(slopes, x))
+    return torch.where(x > 0, x, x * slopes)
 
 
 def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None, before: Tensor | None = None) -> Tensor:

@@ -59,10 +59,10 @@ class BatchNorm(StackedModule):
         own._check_input_dim(x[0])
         use_batch = self.training or self.running_mean is None
         momentum = own.momentum
-        if self.training and self.num_batches_tracked is not None:
+        tracks = self.training and own.track_running_stats
+        if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        update = self.training and momentum is not None
-        keep = update or not use_batch  # which statistics F.batch_norm sees
+        keep = (tracks and momentum is not None) or not use_batch  # whether F.batch_norm sees the running statistics
         y = functional.batch_norm(
             x,
             self.running_mean if keep else None,
@@ -73,7 +73,7 @@ class BatchNorm(StackedModule):
             0.0 if momentum is None else momentum,
             own.eps,
         )
-        if self.training and momentum is None:
+        if tracks and momentum is None:
             self._average(x)
         return y
 

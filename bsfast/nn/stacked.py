@@ -3,14 +3,57 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class Container(nn.Module):
-    """A node of the module tree that only holds names."""
+    """A node of the module tree that only holds names: the code of its module is part of the whole network's."""
+
+    _skeletons: tuple[nn.Module, ...] = ()  # the first branch's module, where it is known
+
+    def train(self, mode: bool = True) -> "Container":
+        """Set the modes that the module's own ``train`` sets."""
+        return train_as(self, self._skeletons[0], mode) if self._skeletons else super().train(mode)
+
+    def _refuse_hook(self, register: str) -> NoReturn:
+        name = type(self._skeletons[0] if self._skeletons else self).__name__
+        raise ValueError(
+            f"{register}: hooks must be on the network or a fused layer, got {name}, which is traced through and "
+            "would never call them"
+        )
+
+    def register_forward_hook(self, *_: Any, **__: Any) -> Any:
+        """Refuse: it would never be called."""
+        self._refuse_hook("register_forward_hook")
+
+    def register_forward_pre_hook(self, *_: Any, **__: Any) -> Any:
+        """Refuse: it would never be called."""
+        self._refuse_hook("register_forward_pre_hook")
+
+    def register_full_backward_hook(self, *_: Any, **__: Any) -> Any:
+        """Refuse: it would never be called."""
+        self._refuse_hook("register_full_backward_hook")
+
+    def register_full_backward_pre_hook(self, *_: Any, **__: Any) -> Any:
+        """Refuse: it would never be called."""
+        self._refuse_hook("register_full_backward_pre_hook")
+
+    def register_backward_hook(self, *_: Any, **__: Any) -> Any:
+        """Refuse: it would never be called."""
+        self._refuse_hook("register_backward_hook")
+
+
+CALL_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -138,6 +181,7 @@ class StackedModule(nn.Module):
     num_branches: int
     takes_shared = False  # whether forward takes shared=True: one input for all branches
     _skeletons: tuple[nn.Module, ...]
+    _layers: tuple[nn.Module, ...] = ()  # the one layer that computes, if it is not the module itself
 
     @classmethod
     def from_branches(cls, branches: Sequence[nn.Module]) -> "StackedModule":
@@ -161,13 +205,38 @@ class StackedModule(nn.Module):
         stacked.train(branches[0].training)
         return stacked
 
+    def train(self, mode: bool = True) -> "StackedModule":
+        """Set the modes that ``train`` of a branch sets.
+
+        Args:
+            mode: As ``torch.nn.Module.train``.
+
+        Returns:
+            The module.
+        """
+        if not hasattr(self, "_skeletons"):
+            return super().train(mode)
+        train_as(self, self.settings, mode)
+        for layer in self._layers:
+            layer.train(self.training)
+        return self
+
     def to_branches(self) -> list[nn.Module]:
         """Return M plain modules with the original names and the current values.
 
         Returns:
             Copies, on the device and in the mode of this module; changing them does not change it.
+
+        Raises:
+            ValueError: If a tensor is no longer there, because of a parametrization for instance.
         """
         now = tensors_of(self)
+        missing = [name for name in tensors_of(self.settings) if name not in now]
+        if missing:
+            raise ValueError(
+                f"unfuse: net must have the tensors it was made with, got no {', '.join(map(repr, missing))}; "
+                "torch.nn.utils.parametrize.remove_parametrizations bakes a parametrization in"
+            )
         branches = []
         for k, bones in enumerate(self._skeletons):
             branch = copy_with(bones, lambda name, _, k=k: now[name].detach()[k].clone())  # type: ignore[misc]
@@ -183,6 +252,26 @@ class StackedModule(nn.Module):
     def settings(self) -> nn.Module:
         """A module with the settings (stride, eps, ...) that all branches share; it has no data."""
         return self._skeletons[0]
+
+
+def train_as(stacked: Module, bones: nn.Module, mode: bool) -> Module:
+    """Set the modes that ``bones.train(mode)`` sets, which a class may override, path by path.
+
+    Args:
+        stacked: Module tree with the names of ``bones``; layers may have inner modules of their own.
+        bones: Module of the original class; its modes change too.
+        mode: As ``torch.nn.Module.train``.
+
+    Returns:
+        ``stacked``.
+    """
+    bones.train(mode)
+    for path, module in stacked.named_modules(remove_duplicate=False):
+        module.training = mode_of(bones, path)
+        inherited = type(module).train in {nn.Module.train, Container.train, StackedModule.train}
+        if module is not stacked and not inherited:
+            module.train(module.training)  # a rule's layer may do more
+    return stacked
 
 
 def mode_of(root: nn.Module, path: str) -> bool:

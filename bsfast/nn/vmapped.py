@@ -1,14 +1,16 @@
 """The honest fallback: a module that cannot be traced runs as ``torch.vmap`` of itself over the stacked tensors."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bsfast.nn.attributes import attributes_of, refuse_changed_attributes
-from bsfast.nn.stacked import StackedModule, mode_of, replaced, tensors_of
+from bsfast.nn.stacked import CALL_HOOKS, StackedModule, mode_of, replaced, tensors_of
 
 
 class Vmapped(StackedModule):
@@ -52,7 +54,8 @@ def call_vmapped(stacked: nn.Module, bones: nn.Module, args: tuple[Any, ...], kw
         What the module returns, every tensor with axis 0 = M.
 
     Raises:
-        ValueError: If the forward writes into its input or changes a Python attribute.
+        ValueError: If the forward writes into its input or changes a Python attribute, or an inner module of
+            ``stacked`` has a hook, which would never be called.
     """
     for path, module in bones.named_modules():
         module.training = mode_of(stacked, path)
@@ -74,11 +77,14 @@ def call_vmapped(stacked: nn.Module, bones: nn.Module, args: tuple[Any, ...], kw
         return results, assigned
 
     eager = not torch.compiler.is_compiling()
+    if eager:
+        _refuse_inner_hooks(stacked, bones)
     before, versions = attributes_of(bones) if eager else {}, _versions(own) if eager else []
     if runs_as(bones) == "loop":
         results, assigned = _loop(call, axes, tensors, own)
     else:
-        results, assigned = torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors, *own)
+        with _RequiresGrad() if eager else nullcontext():
+            results, assigned = torch.vmap(call, in_dims=(0, *axes), randomness="different")(tensors, *own)
     if eager:
         if _versions(own) != versions:
             raise ValueError(
@@ -91,9 +97,34 @@ def call_vmapped(stacked: nn.Module, bones: nn.Module, args: tuple[Any, ...], kw
     return _with_tensors(returned, results)
 
 
+def _refuse_inner_hooks(stacked: nn.Module, bones: nn.Module) -> None:
+    for path, module in stacked.named_modules():
+        if path and any(getattr(module, hooks) for hooks in CALL_HOOKS):
+            raise ValueError(
+                f"Branched: hooks must not be inside what runs by vmap, got one on {path!r} of "
+                f"{type(bones).__name__}, which would never be called"
+            )
+
+
+class _RequiresGrad(TorchFunctionMode):
+    """Inside vmap, ``requires_grad`` is that of what is mapped; stock vmap always says False."""
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function == torch.Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
+            (tensor,) = args
+            while torch._C._functorch.is_batchedtensor(tensor):
+                tensor = torch._C._functorch.get_unwrapped(tensor)
+            return tensor.requires_grad
+        return function(*args, **(kwargs or {}))
+
+
+# LSTMs keep lists of their own weights; attention has a fast path without gradients, which vmap would misjudge.
+_LOOPED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
 def runs_as(bones: nn.Module) -> str:
-    """Say how a module runs: by ``vmap``, or by a ``loop`` over branches if it holds an LSTM or the like."""
-    return "loop" if any(isinstance(module, nn.RNNBase) for module in bones.modules()) else "vmap"
+    """Say how a module runs: by ``vmap``, or by a ``loop`` over branches if it holds an LSTM, attention or the like."""
+    return "loop" if any(isinstance(module, _LOOPED) for module in bones.modules()) else "vmap"
 
 
 def _loop(call: Callable[..., Any], axes: tuple[int | None, ...], tensors: dict[str, Tensor], own: list[Any]) -> Any:

@@ -1,6 +1,7 @@
 """The operator namespace ``torch.ops.bsfast`` and the compiled libraries that implement it."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -15,12 +16,23 @@ def _load_cpu() -> str | None:
     if os.environ.get("BSFAST_NATIVE") == "0":
         return "switched off by BSFAST_NATIVE=0"
     if not path.exists():
-        return "not built; reinstall bsfast with a C++ compiler and without BSFAST_NATIVE=0"
+        return _why_not_built()
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return f"cannot be loaded: {error}"
     return None
+
+
+def _why_not_built() -> str:
+    if sys.platform != "linux":
+        return "not built: only Linux has native code"
+    if (Path(__file__).parents[2] / "csrc").is_dir():
+        return (
+            "not built: bsfast was imported from its source folder; run `pip install --no-build-isolation -e .` there, "
+            "or start Python in another folder to import an installed bsfast"
+        )
+    return "not built; reinstall bsfast with a C++ compiler and without BSFAST_NATIVE=0"
 
 
 CPU_WHY_NOT = _load_cpu()

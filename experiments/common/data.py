@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,11 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.common.archive import load_archive
-from experiments.common.images import TEST_SHARE, Arrays, Collector, decode, is_image
+from experiments.common.archive import load_archive, read_archive
+from experiments.common.images import SPLITS, TEST_SHARE, Arrays, Collector, decode, is_image
 
 DATA_VARIABLE = "BSFAST_DATA"
 _CIFAR_FOLDER = "cifar-10-batches-py"
+_CIFAR_ARCHIVE = "cifar-10-python."
+_CIFAR_NAME = re.compile(r"cifar-?10(?!\d)", re.IGNORECASE)
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -46,8 +51,10 @@ def find_dataset(image_size: int = 32) -> ImageSet:
     """Load CIFAR-10 from the data folder if it is there, scikit-learn's digits otherwise.
 
     The data folder is named by the environment variable ``BSFAST_DATA`` (default ``./data``). In it are looked for, in
-    this order: ``cifar-10-batches-py``; class folders under ``train`` and ``test``, also inside a folder ``cifar*``;
-    an archive ``cifar*.tar*``. ``BSFAST_DATA`` may also name one of these itself.
+    this order: ``cifar-10-batches-py``; class folders under ``train`` and ``test`` or ``val``; an archive
+    ``*cifar10*.tar*``; class folders without split. The folders may also lie inside a folder ``*cifar10*``; CIFAR10 may
+    be written with a hyphen and in capitals. ``BSFAST_DATA`` may also name one of these itself, under any name; class
+    folders without split that lie in ``./data`` itself are taken only so.
 
     Args:
         image_size: Height and width of the images, in pixels.
@@ -56,22 +63,31 @@ def find_dataset(image_size: int = 32) -> ImageSet:
         The image set; its ``note`` says which was taken.
 
     Raises:
-        FileNotFoundError: If ``BSFAST_DATA`` is set and does not exist.
+        FileNotFoundError: If ``BSFAST_DATA`` is set and does not exist, or none of these is there.
     """
     named = os.environ.get(DATA_VARIABLE)
-    folder = Path(named or "data")
+    folder = Path(named or "data").absolute()
     if named and not folder.exists():
         raise FileNotFoundError(f"find_dataset: {DATA_VARIABLE} must name an existing folder or archive, got {named!r}")
-    found = _find(folder)
-    return load_digits(image_size) if found is None else load_dataset(found, image_size)
+    found = _find(folder, is_named=bool(named))
+    if found is not None:
+        return load_dataset(found, image_size)
+    if named:
+        raise FileNotFoundError(
+            f"find_dataset: {DATA_VARIABLE} must name or hold {_CIFAR_FOLDER}, images in train/<class> and "
+            f"test/<class>, images in <class>, or an archive *cifar10*.tar*, got none of these in {named!r}; "
+            "unset it to take scikit-learn's digits"
+        )
+    return load_digits(image_size)
 
 
 def load_dataset(path: Path | str, image_size: int = 32) -> ImageSet:
     """Load the image set at a path.
 
     Args:
-        path: ``cifar-10-batches-py`` or the folder that holds it; a folder ``train/<class>/*`` and ``test/<class>/*``,
-            or ``<class>/*`` (a fixed fifth of each class becomes the test set); or a tar archive of such a folder.
+        path: ``cifar-10-batches-py``, the folder that holds it, or the official archive ``cifar-10-python.tar.gz``; a
+            folder ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), or ``<class>/*`` (a fixed fifth of
+            each class becomes the test set); or a tar archive of such a folder.
         image_size: Height and width that every image must have, in pixels.
 
     Returns:
@@ -84,11 +100,14 @@ def load_dataset(path: Path | str, image_size: int = 32) -> ImageSet:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"load_dataset: path must be an existing folder or archive, got {str(path)!r}")
+    path = path.absolute()
     if path.is_file():
         if not path.name.endswith(_ARCHIVE_SUFFIXES):
             raise ValueError(
                 f"load_dataset: path must be a folder or end with {', '.join(_ARCHIVE_SUFFIXES)}, got {path.name!r}"
             )
+        if path.name.startswith(_CIFAR_ARCHIVE):
+            return _load_cifar_archive(path, image_size)
         return _image_set(load_archive(path, image_size), path.name)
     if path.name == _CIFAR_FOLDER:
         return _load_cifar(path.parent, image_size)
@@ -125,50 +144,75 @@ def load_digits(image_size: int = 32) -> ImageSet:
     return _to_tensors(arrays, "digits", note)
 
 
-def _find(folder: Path) -> Path | None:
-    if folder.is_file() or folder.name == _CIFAR_FOLDER:
-        return folder
-    for candidate in (folder, *sorted(folder.glob("cifar*"))):
-        if candidate.is_dir() and ((candidate / _CIFAR_FOLDER).is_dir() or candidate.name == _CIFAR_FOLDER):
-            return candidate
-    for candidate in (folder, *sorted(folder.glob("cifar*"))):
-        if (candidate / "train").is_dir():
-            return candidate
-    archives = (entry for entry in sorted(folder.glob("cifar*")) if entry.name.endswith(_ARCHIVE_SUFFIXES))
-    return next(archives, None)
+def _find(folder: Path, *, is_named: bool) -> Path | None:
+    if not folder.is_dir():
+        return folder if folder.is_file() else None
+    candidates = [folder, *sorted(entry for entry in folder.iterdir() if _CIFAR_NAME.search(entry.name))]
+    found = (path for fits in (_holds_batches, _holds_splits, _is_archive) for path in candidates if fits(path))
+    # ./data, which nobody named, may hold any pictures.
+    classes = (path for path in candidates[0 if is_named else 1 :] if _holds_classes(path))
+    return next(itertools.chain(found, classes), None)
 
 
-def _load_cifar(root: Path, image_size: int) -> ImageSet:
+def _holds_batches(path: Path) -> bool:
+    return path.is_dir() and (path.name == _CIFAR_FOLDER or (path / _CIFAR_FOLDER).is_dir())
+
+
+def _holds_splits(path: Path) -> bool:
+    return (path / "train").is_dir()
+
+
+def _is_archive(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(_ARCHIVE_SUFFIXES)
+
+
+def _holds_classes(path: Path) -> bool:
+    return any(is_image(PurePosixPath(*file.parts[-2:])) for file in path.glob("*/*"))
+
+
+def _load_cifar(root: Path, image_size: int, source: str = _CIFAR_FOLDER) -> ImageSet:
     from experiments.common.torchvision_import import import_torchvision
 
     if image_size != 32:
-        raise ValueError(f"load_dataset: image_size must be 32 for {_CIFAR_FOLDER}, got {image_size}")
+        raise ValueError(f"load_dataset: image_size must be 32 for {source}, got {image_size}")
     datasets = import_torchvision().datasets
     try:
         train, test = (datasets.CIFAR10(str(root), train=is_train, download=False) for is_train in (True, False))
     except RuntimeError as error:
-        raise ValueError(f"load_dataset: {_CIFAR_FOLDER} must be whole, got: {error}") from error
+        raise ValueError(f"load_dataset: {source} must be whole, got: {error}") from error
     images = [np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (train, test)]
     labels = [np.array(part.targets, dtype=np.int64) for part in (train, test)]
     arrays = Arrays(images[0], labels[0], images[1], labels[1], np.array(train.classes), np.array(True))
-    return _image_set(arrays, _CIFAR_FOLDER)
+    return _image_set(arrays, source)
+
+
+def _load_cifar_archive(path: Path, image_size: int) -> ImageSet:
+    # Its members are pickles: torchvision verifies the MD5 sum of each before it loads any.
+    from experiments.common.torchvision_import import import_torchvision
+
+    cifar = import_torchvision().datasets.CIFAR10
+    batches = {name for name, _ in (*cifar.train_list, *cifar.test_list)} | {cifar.meta["filename"]}
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / _CIFAR_FOLDER
+        target.mkdir()
+        for name, content in read_archive(path, lambda name: name.name in batches):
+            if content is not None:
+                (target / name.name).write_bytes(content)
+        return _load_cifar(target.parent, image_size, path.name)
 
 
 def _read_folder(folder: Path, image_size: int) -> Arrays:
+    def name(entry: Path) -> PurePosixPath:
+        return PurePosixPath(entry.relative_to(folder).as_posix())
+
     collector = Collector(f"load_dataset: {folder.name}")
-    splits = [folder / "train", folder / "test"]
-    roots = splits if splits[0].is_dir() or splits[1].is_dir() else [folder]
-    missing = [root.name for root in roots if not root.is_dir()]
-    if missing:
-        raise ValueError(f"load_dataset: {folder.name} must have both train and test, got no {missing[0]}")
-    entries = sorted(entry for root in roots for entry in root.glob("*/**/*") if not entry.name.startswith("."))
-    for class_folder in (entry for root in roots for entry in root.iterdir() if not entry.name.startswith(".")):
-        if class_folder.is_dir():
-            collector.add_folder(PurePosixPath(class_folder.relative_to(folder).as_posix()))
-    files = [entry for entry in entries if is_image(PurePosixPath(entry.name)) and entry.is_file()]
+    roots = [folder / split for split in SPLITS if (folder / split).is_dir()] or [folder]
+    for class_folder in (entry for root in roots for entry in root.iterdir() if entry.is_dir()):
+        collector.add_folder(name(class_folder))
+    entries = sorted(entry for root in roots for entry in root.glob("*/**/*"))
+    files = [entry for entry in entries if is_image(name(entry)) and entry.is_file()]
     for file in tqdm(files, desc=f"decoding {folder.name}", disable=None):
-        name = PurePosixPath(file.relative_to(folder).as_posix())
-        collector.add(name, decode(file.read_bytes(), str(name), image_size))
+        collector.add(name(file), decode(file.read_bytes(), str(name(file)), image_size))
     return collector.arrays()
 
 
@@ -177,7 +221,7 @@ def _image_set(arrays: Arrays, source: str) -> ImageSet:
     split = (
         "" if arrays.has_split else f"; the source has no split, a fixed {TEST_SHARE:.0%} of each class is the test set"
     )
-    is_cifar = source == _CIFAR_FOLDER or "cifar" in source.lower()
+    is_cifar = _CIFAR_NAME.search(source)
     jpeg = ", as JPEG files (with their artefacts)" if is_cifar and "jpeg" in source.lower() else ""
     name = "CIFAR-10" if is_cifar else source.partition(".")[0]
     return _to_tensors(arrays, name, f"{name}{jpeg} from {source}, {counts}{split}")

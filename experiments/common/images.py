@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -11,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
-SPLITS = ("train", "test")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+SPLITS = ("train", "test", "val")
 TEST_SHARE = 0.2
 
 
@@ -36,14 +39,15 @@ class Arrays(NamedTuple):
 
 
 def is_image(path: PurePosixPath) -> bool:
-    """Tell whether a path is an image by its suffix; hidden files are not."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    """Tell whether a path is an image by its suffix; hidden files, and files in hidden folders, are not."""
+    return path.suffix.lower() in SUFFIXES and not _is_hidden(path)
 
 
 def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
     """Decode one image file of a known size.
 
-    The size is checked from the header, before any pixel is decoded.
+    Format, size and mode are checked from the header, before any pixel is decoded. Transparency is dropped; more than
+    eight bits a channel are refused, since Pillow would clip them.
 
     Args:
         content: The file's bytes.
@@ -54,15 +58,20 @@ def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
         RGB pixels, uint8, shape ``(3, H, W)``.
 
     Raises:
-        ValueError: If the file is not a whole image or has another size.
+        ValueError: If the file is not a whole image of :data:`FORMATS` and :data:`MODES`, or has another size.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if (width, height) == (image_size, image_size):
-                return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                (width, height), mode = image.size, image.mode
+                if (width, height) == (image_size, image_size) and mode in MODES:
+                    return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"decode: {name} must be a whole image file, got {type(error).__name__}: {error}") from error
+    if mode not in MODES:
+        raise ValueError(f"decode: {name} must have one of the modes {', '.join(MODES)}, got {mode}")
     raise ValueError(
         f"decode: {name} must be {image_size} x {image_size} pixels, got {width} x {height} (width x height)"
     )
@@ -71,35 +80,37 @@ def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
 class Collector:
     """Gather decoded images by split and class, in any order, and return them sorted by path.
 
+    ``val`` is the test set where there is no ``test``, and is passed over otherwise. Hidden folders are passed over.
+
     Args:
         source: What errors call the whole set.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._pixels: list[np.ndarray] = []
-        self._keys: list[tuple[str, str, str]] = []
+        self._pixels: dict[tuple[str, str, str], np.ndarray] = {}
         self._prefix: tuple[str, ...] | None = None
         self._folders: set[tuple[str, ...]] = set()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._pixels)
 
     def add_folder(self, path: PurePosixPath) -> None:
         """Note a folder, so that a class folder without images is found out."""
-        self._folders.add(_parts(path))
+        if path.parts and not _is_hidden(path):
+            self._folders.add(path.parts)
 
     def add(self, path: PurePosixPath, pixels: np.ndarray) -> None:
-        """Add one image under its path ``[<prefix>/][train|test/]<class>/<file>``.
+        """Add one image under its path ``[<prefix>/][train|test|val/]<class>/<file>``.
 
         Args:
             path: Path inside the set.
             pixels: Shape ``(3, H, W)``, uint8.
 
         Raises:
-            ValueError: If the path does not fit the layout or the paths before it.
+            ValueError: If the path does not fit the layout or the paths before it, or was given before.
         """
-        parts = _parts(path)
+        parts = path.parts
         split_at = next((index for index, part in enumerate(parts[:-2]) if part in SPLITS), None)
         start = len(parts) - 2 if split_at is None else split_at + 1
         prefix = parts[: max(start, 0)] if split_at is None else (*parts[:split_at], "<split>")
@@ -109,8 +120,10 @@ class Collector:
                 f"test/<class>/<file>, got {path}"
             )
         self._prefix = prefix
-        self._keys.append(("" if split_at is None else parts[split_at], parts[-2], parts[-1]))
-        self._pixels.append(pixels)
+        key = ("" if split_at is None else parts[split_at], parts[-2], parts[-1])
+        if key in self._pixels:
+            raise ValueError(f"{self.source}: each image must be given once, got {path} twice")
+        self._pixels[key] = pixels
 
     def arrays(self, seed: int = 0) -> Arrays:
         """Sort, label and split what was added.
@@ -122,40 +135,47 @@ class Collector:
             The image set.
 
         Raises:
-            ValueError: If there is no image, a class folder is empty, or train and test have other classes.
+            ValueError: If there is no image, a split is missing, a class folder is empty, or train and test have other
+                classes.
         """
-        if not self._keys:
-            raise ValueError(f"{self.source}: there must be images in class folders, got none")
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        keys = [self._keys[index] for index in order]
-        images = np.stack([self._pixels[index] for index in order])
+        splits = self._splits()
+        keys = sorted(key for key in self._pixels if key[0] in splits)
+        images = np.stack([self._pixels[key] for key in keys])
         classes = sorted({name for _, name, _ in keys})
-        self._check_classes(keys, classes)
+        self._check_classes(keys, classes, splits)
         labels = np.searchsorted(classes, [name for _, name, _ in keys]).astype(np.int64)
-        has_split = bool(keys[0][0])
-        in_test = np.array([split == "test" for split, _, _ in keys]) if has_split else _draw_test(labels, seed)
+        has_split = len(splits) > 1
+        in_test = np.array([split != "train" for split, _, _ in keys]) if has_split else _draw_test(labels, seed)
         return Arrays(
             images[~in_test], labels[~in_test], images[in_test], labels[in_test], np.array(classes), np.array(has_split)
         )
 
-    def _check_classes(self, keys: Sequence[tuple[str, str, str]], classes: list[str]) -> None:
+    def _splits(self) -> tuple[str, ...]:
+        given = sorted({split for split, _, _ in self._pixels})
+        if not given:
+            raise ValueError(f"{self.source}: there must be images in class folders, got none")
+        splits = ("",) if given == [""] else ("train", "test" if "test" in given else "val")
+        if not set(splits) <= set(given):
+            raise ValueError(f"{self.source}: there must be train and test, or train and val, got {', '.join(given)}")
+        return splits
+
+    def _check_classes(self, keys: Sequence[tuple[str, str, str]], classes: list[str], splits: tuple[str, ...]) -> None:
         present = {(split, name) for split, name, _ in keys}
-        splits = SPLITS if keys[0][0] else ("",)
         expected = {(split, name) for split in splits for name in classes}
         prefix = self._prefix or ()
         for folder in self._folders:
             above = folder[:-1]
-            if keys[0][0] and above and above[-1] in SPLITS and above[:-1] == prefix[:-1]:
+            if above and above[-1] in splits and above[:-1] == prefix[:-1]:
                 expected.add((above[-1], folder[-1]))
-            elif not keys[0][0] and above == prefix:
+            elif splits == ("",) and above == prefix:
                 expected.add(("", folder[-1]))
         missing = sorted("/".join(filter(None, pair)) for pair in expected - present)
         if missing:
             raise ValueError(f"{self.source}: each class folder must hold images, got none in {', '.join(missing)}")
 
 
-def _parts(path: PurePosixPath) -> tuple[str, ...]:
-    return tuple(part for part in path.parts if part != ".")
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _draw_test(labels: np.ndarray, seed: int) -> np.ndarray:

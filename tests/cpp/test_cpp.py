@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build" / "cpp-tests"
-SETTINGS = ["-DCMAKE_BUILD_TYPE=Release", "-DBSFAST_SANITIZE=address,undefined"]
+SETTINGS = ["-DCMAKE_BUILD_TYPE=Release", "-DBSFAST_WERROR=ON", "-DBSFAST_SANITIZE=address,undefined"]
 
 
 def find(tool: str) -> str:

@@ -2,64 +2,28 @@
 
 import hashlib
 import io
-import os
 import pickle
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from experiments.common import archive, data
+from experiments.common import archive, data, images
 from experiments.common.torchvision_import import import_torchvision
-
-SIZE = 8
-
-
-def pixels(seed, size=SIZE):
-    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def png(seed, size=SIZE):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(seed, size)).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def members(splits=("train", "test"), classes=("cat", "dog"), each=3):
-    names = [f"{split}/{name}/{index}.png" for split in splits for name in classes for index in range(each)]
-    return {name.lstrip("/"): png(seed) for seed, name in enumerate(names)}
-
-
-def write_folder(root, files):
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
-def write_archive(path, files, *special, mode="w:xz"):
-    with tarfile.open(path, mode) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-        for info in special:
-            tar.addfile(info)
-    return path
-
-
-def special(name, kind, target=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-def assert_same(one, other):
-    for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
-    assert one.classes == other.classes
+from tests.experiments.image_files import (
+    SIZE,
+    assert_same,
+    encoded,
+    members,
+    pixels,
+    png,
+    special,
+    write_archive,
+    write_folder,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +43,31 @@ def test_load_dataset_reads_class_folders(tmp_path):
     assert found.train_images.shape == (6, 3, SIZE, SIZE)
     np.testing.assert_array_equal(found.train_images[4].permute(1, 2, 0).numpy(), pixels(4))
     np.testing.assert_array_equal(found.test_images[0].permute(1, 2, 0).numpy(), pixels(6))
+
+
+@pytest.mark.parametrize("in_archive", [False, True])
+def test_load_dataset_passes_over_hidden_folders(tmp_path, in_archive):
+    hidden = {"train/.ipynb_checkpoints/9.png": png(0), ".trash/cat/9.png": png(0), "test/dog/.old/9.png": png(0)}
+    folder = write_folder(tmp_path / "set", members() | hidden)
+    (folder / "train" / ".empty").mkdir()
+    path = folder
+    if in_archive:
+        path = write_archive(tmp_path / "a.tar", members() | hidden, special("train/.empty", tarfile.DIRTYPE), mode="w")
+    found = data.load_dataset(path, SIZE)
+    assert (found.classes, len(found.train_labels), len(found.test_labels)) == (("cat", "dog"), 6, 6)
+
+
+@pytest.mark.parametrize("in_archive", [False, True])
+def test_load_dataset_tests_on_val_where_there_is_no_test(tmp_path, in_archive):
+    def load(files, name):
+        if in_archive:
+            return data.load_dataset(write_archive(tmp_path / f"{name}.tar", files, mode="w"), SIZE)
+        return data.load_dataset(write_folder(tmp_path / name, files), SIZE)
+
+    expected = load(members(), "test")
+    renamed = {name.replace("test/", "val/"): content for name, content in members().items()}
+    assert_same(expected, load(renamed, "val"))
+    assert_same(expected, load(members() | {"val/cat/9.png": png(99)}, "both"))
 
 
 def test_load_dataset_splits_a_folder_without_split(tmp_path):
@@ -106,102 +95,10 @@ def test_load_dataset_archive_equals_folder(tmp_path, name, mode, prefix):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["set", "cache", name])
 
 
-def test_load_archive_takes_the_cache(tmp_path, cache, monkeypatch):
-    path = write_archive(tmp_path / "a.tar.xz", members())
-    first = data.load_dataset(path, SIZE)
-    assert [file.suffix for file in cache.iterdir()] == [".npz"]
-    monkeypatch.setattr(archive, "read_archive", lambda *_: pytest.fail("the archive was read again"))
-    assert_same(first, data.load_dataset(path, SIZE))
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda old: old[: len(old) // 2], lambda old: old[:900] + b"?" + old[901:], lambda _: b""]
-)
-def test_load_archive_rebuilds_a_damaged_cache(tmp_path, cache, damage):
-    path = write_archive(tmp_path / "a.tar.xz", members())
-    first = data.load_dataset(path, SIZE)
-    (stored,) = cache.iterdir()
-    whole = stored.read_bytes()
-    stored.write_bytes(damage(whole))
-    assert_same(first, data.load_dataset(path, SIZE))
-    assert len(stored.read_bytes()) == len(whole)
-    np.testing.assert_array_equal(np.load(stored)["train_images"], first.train_images.numpy())
-
-
-def test_load_archive_sees_that_the_archive_changed(tmp_path):
-    path = write_archive(tmp_path / "a.tar", members(), mode="w")
-    data.load_dataset(path, SIZE)
-    write_archive(path, members(classes=("cat", "emu")), mode="w")
-    os.utime(path, ns=(1, 1))
-    assert data.load_dataset(path, SIZE).classes == ("cat", "emu")
-
-
-def test_load_archive_works_without_a_writable_cache(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv(archive.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="cannot keep the decoded images .*set BSFAST_CACHE to a writable folder"):
-        assert len(data.load_dataset(write_archive(tmp_path / "a.tar", members(), mode="w"), SIZE).classes) == 2
-
-
-BAD_MEMBERS = {
-    "parent": (special("train/../../x", tarfile.REGTYPE), "relative paths inside it, got 'train/../../x'"),
-    "absolute": (special("/train/cat/x.png", tarfile.REGTYPE), "relative paths inside it, got '/train/cat/x.png'"),
-    "symlink": (special("train/cat/l.png", tarfile.SYMTYPE, "/etc/passwd"), "got a link: 'train/cat/l.png'"),
-    "hard link": (special("train/cat/l.png", tarfile.LNKTYPE, "train/cat/0.png"), "got a link: 'train/cat/l.png'"),
-    "device": (special("train/cat/d.png", tarfile.CHRTYPE), "got a device or another special file: 'train/cat/d.png'"),
-    "empty image": (special("train/cat/e.png", tarfile.REGTYPE), "train/cat/e.png in a.tar must be a whole image"),
-    "stray": (special("x.png", tarfile.REGTYPE), "x.png in a.tar must be a whole image file"),
-    "empty class": (special("train/emu", tarfile.DIRTYPE), "got none in train/emu"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_MEMBERS)
-def test_read_archive_refuses_a_member(tmp_path, cache, name):
-    info, message = BAD_MEMBERS[name]
-    path = write_archive(tmp_path / "a.tar", members(), info, mode="w")
-    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        data.load_dataset(path, SIZE)
-    assert not cache.exists()
-
-
-def test_read_archive_refuses_a_huge_member(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_MEMBER_BYTES", 10)
-    with pytest.raises(ValueError, match=r"must be at most 10 bytes, got \d+: 'train/cat/0.png'"):
-        data.load_dataset(write_archive(tmp_path / "a.tar", members(), mode="w"), SIZE)
-
-
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.xz", "a.tar.gz", "a.tar.bz2"])
-def test_read_archive_refuses_a_truncated_archive(tmp_path, cache, name):
-    whole = write_archive(tmp_path / name, members(), mode="w:" + name.partition("tar.")[2]).read_bytes()
-    for length in (len(whole) // 3, len(whole) * 2 // 3, len(whole) - 10):
-        (tmp_path / name).write_bytes(whole[:length] if name != "a.tar" else whole[: 1024 + length // 4])
-        with pytest.raises(ValueError, match=rf"read_archive: {name} must .* after .*; fetch it again"):
-            data.load_dataset(tmp_path / name, SIZE)
-    assert not cache.exists()
-
-
-def test_read_archive_refuses_a_cut_between_members(tmp_path):
-    path = write_archive(tmp_path / "a.tar", members(), mode="w")
-    with tarfile.open(path) as tar:
-        cut = tar.getmembers()[-1].offset
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(
-        ValueError, match=r"must end with a tar end mark, got none after test/dog/1\.png: it is truncated"
-    ):
-        data.load_dataset(path, SIZE)
-
-
-@pytest.mark.parametrize("stray", ["emu/9.png", "other/train/cat/9.png"])
-def test_read_archive_refuses_two_layouts(tmp_path, stray):
-    path = write_archive(tmp_path / "a.tar", members() | {stray: png(0)}, mode="w")
-    with pytest.raises(ValueError, match=f"images must lie in .*, got {stray}"):
-        data.load_dataset(path, SIZE)
-
-
-def test_read_archive_refuses_what_is_no_archive(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"no archive" * 200)
-    with pytest.raises(ValueError, match=r"read_archive: a.tar must be a whole tar archive, got ReadError"):
-        data.load_dataset(tmp_path / "a.tar", SIZE)
+def test_load_dataset_reads_an_archive_of_the_current_folder(tmp_path):
+    files = {f"./{name}": content for name, content in members(splits=("",)).items()}
+    path = write_archive(tmp_path / "a.tar", files, special(".", tarfile.DIRTYPE), mode="w")
+    assert data.load_dataset(path, SIZE).classes == ("cat", "dog")
 
 
 def layout_error(files, message):
@@ -236,14 +133,54 @@ def test_load_dataset_refuses_an_empty_class_folder(tmp_path):
 def test_load_dataset_refuses_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"path must be an existing folder or archive, got '.*nothing'"):
         data.load_dataset(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="a must have both train and test, got no test"):
-        data.load_dataset(write_folder(tmp_path / "a", members(splits=("train",))), SIZE)
+    for splits in (("train",), ("test", "val")):
+        folder = write_folder(tmp_path / splits[0], members(splits=splits))
+        with pytest.raises(
+            ValueError, match=f"{splits[0]}: there must be train and test, or train and val, got {', '.join(splits)}$"
+        ):
+            data.load_dataset(folder, SIZE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: there must be images in class folders, got none"):
         data.load_dataset(tmp_path / "empty", SIZE)
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must be a folder or end with \.tar, .*, got 'a\.zip'"):
         data.load_dataset(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+def test_decode_reads_the_modes_of_eight_bits(mode):
+    image = Image.fromarray(pixels(0)).convert(mode)
+    content = encoded(image, "jpeg" if mode == "CMYK" else "png")
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(images.decode(content, "a", SIZE), expected)
+
+
+def test_decode_drops_transparency_of_a_palette():
+    content = encoded(Image.fromarray(pixels(0)).quantize(8), transparency=bytes([9, 99, 200]))
+    opaque = encoded(Image.fromarray(pixels(0)).quantize(8))
+    np.testing.assert_array_equal(images.decode(content, "a", SIZE), images.decode(opaque, "a", SIZE))
+
+
+def test_decode_refuses_sixteen_bits_of_gray():
+    content = encoded(Image.fromarray(np.full((SIZE, SIZE), 1000, dtype=np.uint16)))
+    with pytest.raises(ValueError, match=r"a must have one of the modes 1, L, P, RGB, .*, got I;16$"):
+        images.decode(content, "a", SIZE)
+
+
+@pytest.mark.parametrize("image_format", ["eps", "gif", "tiff"])
+def test_decode_refuses_other_formats(image_format):
+    with pytest.raises(ValueError, match="a must be a whole image file, got UnidentifiedImageError"):
+        images.decode(encoded(Image.fromarray(pixels(0)), image_format), "a", SIZE)
+
+
+@pytest.mark.parametrize("action", ["ignore", "default", "error"])
+def test_decode_refuses_a_bomb_under_every_warning_filter(monkeypatch, action):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE * SIZE - 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)
+        with pytest.raises(ValueError, match="a must be a whole image file, got DecompressionBombWarning"):
+            images.decode(png(0), "a", SIZE)
+    assert not caught
 
 
 @pytest.fixture
@@ -269,8 +206,9 @@ def cifar(tmp_path, monkeypatch):
     return folder
 
 
-def test_load_dataset_reads_cifar10(cifar):
-    for path in (cifar, cifar.parent):
+def test_load_dataset_reads_cifar10(cifar, monkeypatch):
+    for path in (cifar, cifar.parent, "."):
+        monkeypatch.chdir(cifar)
         found = data.load_dataset(path)
         assert found.train_labels.tolist() == [0, 9, 1, 9]
         assert found.test_images.shape == (2, 3, 32, 32)
@@ -285,6 +223,95 @@ def test_load_dataset_refuses_cifar10(cifar):
     (cifar / "data_batch_2").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cifar-10-batches-py must be whole, got: Dataset not found or corrupted"):
         data.load_dataset(cifar)
+
+
+def cifar_archive(path, cifar):
+    files = {f"cifar-10-batches-py/{file.name}": file.read_bytes() for file in sorted(cifar.iterdir())}
+    return write_archive(path, {"cifar-10-batches-py/readme.html": b"<p>"} | files, mode="w:gz")
+
+
+def test_load_dataset_reads_the_official_archive(tmp_path, cifar, monkeypatch):
+    path = cifar_archive(tmp_path / "cifar-10-python.tar.gz", cifar)
+    found = data.load_dataset(path)
+    assert_same(found, data.load_dataset(cifar))
+    assert found.note == "CIFAR-10 from cifar-10-python.tar.gz, 4 training and 2 test images"
+    (tmp_path / "found").mkdir()
+    path.rename(tmp_path / "found" / path.name)
+    monkeypatch.setenv(data.DATA_VARIABLE, str(tmp_path / "found"))
+    assert_same(found, data.find_dataset())
+
+
+class Touch:
+    """Its pickle writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_load_dataset_unpickles_only_the_official_batches(tmp_path, cifar):
+    (cifar / "data_batch_2").write_bytes(pickle.dumps(Touch(str(tmp_path / "touched"))))
+    path = cifar_archive(tmp_path / "cifar-10-python.tar.gz", cifar)
+    with pytest.raises(
+        ValueError, match=r"cifar-10-python\.tar\.gz must be whole, got: Dataset not found or corrupted"
+    ):
+        data.load_dataset(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz must be a whole tar archive"):
+        data.load_dataset(path)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("cifar10.tar", "CIFAR-10"),
+        ("CIFAR-10-jpeg.tar", "CIFAR-10"),
+        ("cifar100.tar", "cifar100"),
+        ("cifar-100-jpeg.tar", "cifar-100-jpeg"),
+        ("cats.tar", "cats"),
+    ],
+)
+def test_load_dataset_names_cifar10_only(tmp_path, source, name):
+    assert data.load_dataset(write_archive(tmp_path / source, members(), mode="w"), SIZE).name == name
+
+
+def test_find_dataset_takes_no_cifar100(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "sets", {f"cifar-100/{name}": content for name, content in members().items()})
+    write_archive(folder / "cifar-100.tar", members(), mode="w")
+    write_archive(folder / "CIFAR10.tar", members(), mode="w")
+    monkeypatch.setenv(data.DATA_VARIABLE, str(folder))
+    assert "from CIFAR10.tar" in data.find_dataset(SIZE).note
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("",)])
+def test_find_dataset_takes_class_folders_that_are_named(tmp_path, monkeypatch, splits):
+    folder = write_folder(tmp_path / "pets", members(splits=splits))
+    monkeypatch.setenv(data.DATA_VARIABLE, str(folder))
+    found = data.find_dataset(SIZE)
+    assert (found.name, found.classes) == ("pets", ("cat", "dog"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv(data.DATA_VARIABLE, ".")
+    assert data.find_dataset(SIZE).name == "pets"
+
+
+def test_find_dataset_takes_class_folders_of_cifar10(tmp_path, monkeypatch):
+    write_folder(tmp_path / "data", {"plots/1.png": png(0)})
+    assert data.find_dataset(SIZE).name == "digits"
+    write_folder(tmp_path / "data" / "cifar10", members(splits=("",)))
+    assert data.find_dataset(SIZE).name == "CIFAR-10"
+
+
+def test_find_dataset_refuses_a_folder_without_images(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "none", {"notes/a.txt": b"", "cats.tar": b"", ".hidden/1.png": png(0)})
+    monkeypatch.setenv(data.DATA_VARIABLE, str(folder))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"BSFAST_DATA must name or hold cifar-10-batches-py, .*train/<class>.*, got none of these in '.*none'",
+    ):
+        data.find_dataset(SIZE)
 
 
 def test_find_dataset_prefers_what_is_there(tmp_path, cifar, monkeypatch):

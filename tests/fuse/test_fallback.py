@@ -57,7 +57,7 @@ VMAPPED = {
     "lookup": (_looks_up, "dictionary key"),
     "assigns-buffer": (_assigns_buffer, "it assigns the buffer 'state'"),
     "writes-buffer": (_writes_buffer, "it writes into .*state'"),
-    "iterates": (_iterates, "TraceError"),
+    "iterates": (_iterates, "it iterates over a value"),
     "strides": (_strides, "order of its input in memory"),
 }
 

@@ -63,6 +63,25 @@ def test_noise_of_a_given_shape_is_independent_by_vmap() -> None:
     assert_independent(net.branch_outputs(torch.ones(N, 1)))
 
 
+DRAWS: dict[str, Callable[[Any], Any]] = {
+    "binomial": lambda x: torch.binomial(8 * x, torch.full_like(x, 0.5)),
+    "native-dropout": lambda x: torch.native_dropout(x, 0.5, True)[0],
+    "cauchy_": lambda x: torch.empty_like(x).cauchy_(),
+    "fractional-pool": lambda x: F.fractional_max_pool2d(x.cumsum(-1), 2, 4),
+    "fractional-pool-with-indices": lambda x: F.fractional_max_pool2d(x.cumsum(-1), 2, 4, return_indices=True)[0],
+    "fractional-pool-itself": lambda x: F.fractional_max_pool2d_with_indices(x.cumsum(-1), 2, 4)[0],
+    "gumbel": lambda x: F.gumbel_softmax(x),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's, of vmap
+def test_every_branch_draws_its_own_on_a_shared_input(name: str) -> None:
+    net = bsfast.fuse(lambda: Draw(DRAWS[name]), num_branches=2)
+    first, second = net.branch_outputs(torch.ones(3, 8, 9, 9))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("cls", [nn.Dropout1d, nn.Dropout2d, nn.Dropout3d])
 @pytest.mark.parametrize("samples", [8, 1024])
 def test_channel_dropout_drops_whole_channels(cls: type[nn.Module], samples: int) -> None:

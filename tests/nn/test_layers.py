@@ -106,6 +106,14 @@ def test_layer_takes_one_sample_without_an_axis(name: str) -> None:
     assert_near(layer(x), torch.stack([branch(own) for branch, own in zip(branches, x, strict=True)]))
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_convolution_pads_one_shared_sample_without_an_axis(mode: str) -> None:
+    branches = [nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode=mode) for _ in range(2)]
+    x = torch.randn(3, 7, 5)
+    got = bnn.Conv2d.from_branches(branches)(x, shared=True)
+    assert_near(got, torch.stack([branch(x) for branch in branches]))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_gradients_are_derivatives(name: str) -> None:
     layer, _ = make(name, 2, torch.float64)
@@ -171,6 +179,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "batch_norm: x must have C=5 channels",
     ),
+    "batchnorm-channels-of-statistics": (
+        lambda: functional.batch_norm(torch.ones(2, 3, 4), torch.ones(2, 5), torch.ones(2, 5)),
+        ValueError,
+        "batch_norm: x must have C=5 channels",
+    ),
     "instancenorm-stats": (
         lambda: functional.instance_norm(torch.ones(2, 3, 4, 5, 6), use_input_stats=False),
         ValueError,
@@ -189,7 +202,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "prelu-dtype": (
         lambda: functional.prelu(torch.ones(2, 3, 1).double(), torch.ones(2, 1)),
         TypeError,
-        "x must have the dtype of the parameters, torch.float32, got torch.float64",
+        "x must have weight's dtype torch.float32, got torch.float64",
     ),
 }
 
@@ -215,3 +228,38 @@ def test_embedding_keeps_the_padding_row() -> None:
     torch.stack([nn.functional.embedding(x[k], own[k], padding_idx=-1) for k in range(2)]).sin().sum().backward()
     assert torch.equal(weight.grad, own.grad)
     assert weight.grad[:, -1].abs().max() == 0
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize(
+    "make", [nn.BatchNorm1d, lambda c, momentum: nn.BatchNorm1d(c, momentum=momentum, affine=False)]
+)
+def test_batch_norm_that_stops_tracking_leaves_its_buffers(make: Callable[..., Any], momentum: float | None) -> None:
+    branches = [make(3, momentum=momentum) for _ in range(2)]
+    for branch in branches:
+        branch(torch.randn(5, 3))
+        branch.track_running_stats = False
+    layer = bnn.BatchNorm.from_branches(branches)
+    for training in (True, False):
+        x = torch.randn(2, 5, 3)
+        want = torch.stack([branch.train(training)(x[k]) for k, branch in enumerate(branches)])
+        torch.testing.assert_close(layer.train(training)(x), want)
+        for name, buffer in layer.named_buffers():
+            assert torch.equal(buffer, torch.stack([branch.get_buffer(name) for branch in branches]))
+
+
+def test_prelu_takes_what_torch_takes() -> None:
+    x = torch.randn(2, 4, 3)
+    for weight in (torch.rand(2), torch.rand(2, 1), torch.rand(2, 3)):
+        want = torch.stack([nn.functional.prelu(*own) for own in zip(x, weight, strict=True)])
+        torch.testing.assert_close(functional.prelu(x, weight), want)
+    for dtype in (torch.bfloat16, torch.float64):
+        with pytest.raises(TypeError, match=f"prelu: x must have weight's dtype torch.float32, got {dtype}"):
+            functional.prelu(x.to(dtype), torch.rand(2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.bfloat16, torch.float32):
+            want = torch.stack([nn.functional.prelu(own.to(dtype), torch.ones(1)) for own in x])
+            got = functional.prelu(x.to(dtype), torch.ones(2, 1))
+            torch.testing.assert_close(got, want)
+        with pytest.raises(TypeError, match="prelu: x must have"):
+            functional.prelu(x.double(), torch.ones(2, 1))
