@@ -1,102 +1,85 @@
-"""Draw the classifier's figures: the paper's Figures 5 (left, middle) and 6, and the course of the training."""
+"""Draw what :mod:`bsfast.plotting` has no general form of: arrays -> matplotlib Figure, without PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from bsfast import analysis, plotting
-from experiments.common.training import History
+from bsfast import plotting
 
 
-def counts_figure(counts: Mapping[int, tuple[int, int]]) -> Figure:
-    """Draw the numbers of active and silent branches of models of several M: Figure 5, left.
+def covariances(matrices: Sequence[np.ndarray], titles: Sequence[str], columns: int = 5) -> Figure:
+    """Draw covariances of branches, each on its own scale: Figure 5, middle, and Figure 17, right.
 
     Args:
-        counts: M to (active, silent).
+        matrices: Covariances, each of shape ``(M, M)``; M may differ.
+        titles: One a matrix.
+        columns: Panels in a row at most.
 
     Returns:
         The figure.
     """
-    sizes = sorted(counts)
-    active, silent = zip(*(counts[size] for size in sizes), strict=True)
-    return plotting.active_silent_figure(sizes, active, silent, log2=True)
-
-
-def covariances_figure(initial: Tensor, trained: Tensor) -> Figure:
-    """Draw the covariance of the branches before and after training, each on its own scale: Figure 5, middle.
-
-    Args:
-        initial: Branch outputs before training, shape ``(M, N, C)``.
-        trained: The same after training.
-
-    Returns:
-        The figure.
-    """
-    matrices, titles = [], []
-    for name, outputs in (("initial", initial), ("trained", trained)):
-        cov = analysis.covariance(analysis.response_matrix(outputs))
-        matrices.append((cov / outputs.shape[1]).numpy())
-        titles.append(f"{name}, off-diagonal ratio {analysis.offdiag_ratio(cov):.3f}")
-    figure = plotting.covariance_figure(matrices, titles=titles, shared_scale=False)
-    figure.set_size_inches(8.6, 3.6)
+    columns = min(columns, len(matrices))
+    figure = plotting.covariance_figure(list(matrices), titles=titles, shared_scale=False, columns=columns)
+    rows = -(-len(matrices) // columns)
+    figure.set_size_inches(4.3 * columns, 3.6 * rows)
     return figure
 
 
-def outputs_figure(outputs: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
-    """Draw an image of the outputs of every branch: Figure 6.
+def gallery(images: np.ndarray, row_names: Sequence[str], columns: int) -> Figure:
+    """Draw rows of images, in the order given from left to right and then down: Figures 8 and 16.
 
     Args:
-        outputs: Branch outputs, shape ``(M, N, C)``.
-        labels: True classes, shape ``(N,)``.
-        classes: C names.
+        images: Pixels, uint8, shape ``(rows, count, 3, H, W)``.
+        row_names: One a row of images.
+        columns: Images side by side at most; a longer row is broken.
 
     Returns:
-        The figure.
+        The figure, one panel a row of images.
     """
-    return plotting.branch_outputs_figure(outputs.numpy(), labels.numpy(), list(classes))
+    rows, count, _, height, width = images.shape
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    size = max(0.42, 5.0 / columns)  # in inches; the rows' names need some width
+    figure = Figure(figsize=(size * columns + 0.4, rows * (size * lines + 0.35)), layout="constrained")
+    for axes, own, name in zip(figure.subplots(rows, 1, squeeze=False)[:, 0], images, row_names, strict=True):
+        sheet = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, dtype=np.uint8)
+        for index, image in enumerate(own):
+            top, left = index // columns * (height + 1), index % columns * (width + 1)
+            sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_title(name, fontsize=9, loc="left", pad=2)
+        axes.set_axis_off()
+    return figure
 
 
-def summary_figure(outputs: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
-    """Draw the mean logits of every branch for each true class: Figure 6 in brief.
+def training(names: Sequence[str], loss: Sequence[Sequence[float]], accuracy: Sequence[Sequence[float]]) -> Figure:
+    """Draw loss above its floor and test accuracy against the epoch.
 
     Args:
-        outputs: Branch outputs, shape ``(M, N, C)``.
-        labels: True classes, shape ``(N,)``.
-        classes: C names.
-
-    Returns:
-        The figure.
-    """
-    return plotting.class_summary_figure(analysis.class_summary(outputs, labels).numpy(), list(classes))
-
-
-def training_figure(histories: Mapping[int, History], floor: float) -> Figure:
-    """Draw loss above its floor and accuracy on the training images against the epoch.
-
-    Args:
-        histories: M to what happened.
-        floor: Smallest possible loss, in nats.
+        names: One a model.
+        loss: Training loss above its floor after each epoch, in nats, one list a model.
+        accuracy: Share of test images classified right after each epoch, one list a model.
 
     Returns:
         The figure.
     """
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    shades = np.linspace(0.15, 0.85, max(len(histories), 2))
-    for shade, (size, history) in zip(shades, sorted(histories.items()), strict=False):
-        epochs = np.arange(1, len(history.loss) + 1)
-        style = {"label": f"M={size}", "color": (0.0, 0.25 + 0.5 * (1 - shade), 0.7 * shade + 0.3), "marker": "o"}
-        axes[0].plot(epochs, np.array(history.loss) - floor, markersize=3, **style)
-        axes[1].plot(epochs, 100 * np.array(history.accuracy), markersize=3, **style)
+    shades = np.linspace(0.15, 0.85, max(len(names), 2))
+    for shade, name, losses, accuracies in zip(shades, names, loss, accuracy, strict=False):
+        epochs = np.arange(1, len(losses) + 1)
+        style = {"color": (0.0, 0.25 + 0.5 * (1 - shade), 0.7 * shade + 0.3), "marker": "o", "markersize": 3}
+        axes[0].plot(epochs, losses, label=name, **style)
+        axes[1].plot(epochs, 100 * np.array(accuracies), label=name, **style)
     axes[0].set_ylabel("training loss above its floor (nats)")
-    axes[1].set_ylabel("training accuracy (%)")
+    axes[1].set_ylabel("test accuracy (%)")
     for panel in axes:
         panel.set_xlabel("epoch")
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(frameon=False)
+    if names:
+        axes[1].legend(frameon=False, fontsize=8)
     return figure

@@ -32,16 +32,39 @@ def loss_floor(num_classes: int = 10) -> float:
 
 
 def branched_loss(f: Tensor, labels: Tensor, *, clamp: str = "hard") -> Tensor:
-    r"""Mean cross-entropy :math:`-\sum_c p_c \log s(\mathrm{clamp}(f, -1, 1))_c` against :func:`soft_targets`.
+    """Average :func:`branched_losses` over the samples; the result is a scalar, in nats."""
+    return branched_losses(f, labels, clamp=clamp).mean(-1)
+
+
+def sum_gradient(f: Tensor, labels: Tensor, *, clamp: str = "hard") -> Tensor:
+    """Compute dL/df of every sample, the factor that all branches share.
 
     Args:
         f: Sum of the branches, shape ``(N, C)``.
+        labels: Class indices, int64, shape ``(N,)``.
+        clamp: As for :func:`branched_losses`.
+
+    Returns:
+        Gradients of each sample's own loss, shape ``(N, C)``.
+
+    Source: arXiv 2206.05810, equation 10, with the sign of a descent.
+    """
+    f = f.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(branched_losses(f, labels, clamp=clamp).sum(), f)
+    return grad
+
+
+def branched_losses(f: Tensor, labels: Tensor, *, clamp: str = "hard") -> Tensor:
+    r"""Cross-entropy :math:`-\sum_c p_c \log s(\mathrm{clamp}(f, -1, 1))_c` against :func:`soft_targets`.
+
+    Args:
+        f: Sums of the branches of one or more networks, shape ``(..., N, C)``.
         labels: Class indices, int64, shape ``(N,)``.
         clamp: ``"hard"`` (the paper's): no gradient where ``|f| > 1``. ``"one_sided"``: there the gradient passes if a
             descent step moves f back towards [-1, 1]. ``"none"``: no clamp.
 
     Returns:
-        The loss, a scalar, in nats; never below :func:`loss_floor`.
+        The loss of each sample, shape ``(..., N)``, in nats; never below :func:`loss_floor`.
 
     Raises:
         ValueError: If ``clamp`` is another word.
@@ -51,8 +74,8 @@ def branched_loss(f: Tensor, labels: Tensor, *, clamp: str = "hard") -> Tensor:
     elif clamp == "one_sided":
         f = _OneSidedClamp.apply(f)
     elif clamp != "none":
-        raise ValueError(f"branched_loss: clamp must be one of {', '.join(CLAMPS)}, got {clamp!r}")
-    return -(soft_targets(labels, f.shape[1]).to(f.dtype) * torch.log_softmax(f, dim=1)).sum(1).mean()
+        raise ValueError(f"branched_losses: clamp must be one of {', '.join(CLAMPS)}, got {clamp!r}")
+    return -(soft_targets(labels, f.shape[-1]).to(f.dtype) * torch.log_softmax(f, dim=-1)).sum(-1)
 
 
 def saturated_shares(f: Tensor) -> tuple[float, float]:

@@ -68,7 +68,11 @@ class SlimResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, 3, 32, 32)`` to logits ``(N, num_classes)``."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        return self.from_stem(self.conv1(x))
+
+    def from_stem(self, stem: Tensor) -> Tensor:
+        """Map the first convolution's output ``(N, widths[0], 32, 32)`` to logits ``(N, num_classes)``."""
+        y = self.relu(self.bn1(stem))
         y = self.layer4(self.layer3(self.layer2(self.layer1(y))))
         return self.linear(self.flatten(self.pool(y)))
 

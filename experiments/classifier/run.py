@@ -1,261 +1,224 @@
-"""Train branched classifiers and measure how their branches specialize: the paper's Figures 5 and 6."""
+"""Train branched classifiers and measure how their branches specialize: Figures 5 to 8, 16 and 17, and section 8."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bsfast
 from bsfast import analysis
-from experiments.classifier import claims, figures
+from experiments.classifier import claims, measure
+from experiments.classifier.claims import Case, Trained
+from experiments.classifier.draw import draw
 from experiments.classifier.loss import branched_loss, loss_floor, saturated_shares
-from experiments.classifier.model import WIDTHS, make_branch
+from experiments.classifier.population import Model, Population, make_branches
+from experiments.classifier.setup import Setup
 from experiments.classifier.speed import measure_speed
+from experiments.common.augment import normalise
 from experiments.common.data import ImageSet
 from experiments.common.record import Run
-from experiments.common.training import History, Options, branch_responses, normalise, train
+from experiments.common.tensorboard import tensorboard_log
+from experiments.common.training import History, Options, branch_responses, train
 
-_CALIBRATION_BATCHES = 44
-_FULL_EPOCHS = 200
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What to train.
-
-    Attributes:
-        branches: M of the model that all figures but Figure 5, left, are drawn from.
-        all_m: Further M, for Figure 5, left.
-        widths: Channels of the four stages of a branch.
-        clamp: ``"hard"``, ``"one_sided"`` or ``"none"``.
-        readout_scale: Factor on the readout's initial values; None is 1 / sqrt(M).
-        train_images: Number of training images taken at random; None is all.
-        test_images: Number of test images taken at random; None is all.
-        speed_repeats: Timed rounds of fused against loop; 0 leaves the measurement out.
-        speed_limit: Time in s after which no further round is begun.
-        device: ``"cpu"`` or ``"cuda"``.
-        checkpoints: Folder of one checkpoint a model; training continues from those it holds.
-    """
-
-    branches: int = 16
-    all_m: tuple[int, ...] = ()
-    widths: tuple[int, ...] = WIDTHS["paper"]
-    clamp: str = "hard"
-    readout_scale: float | None = 1.0
-    train_images: int | None = None
-    test_images: int | None = None
-    speed_repeats: int = 20
-    speed_limit: float = 120.0
-    device: str = "cpu"
-    checkpoints: Path | None = None
-
-    @property
-    def sizes(self) -> list[int]:
-        """All M, ascending."""
-        return sorted({self.branches, *self.all_m})
+CHECKPOINT = "checkpoint.pt"
+_CALIBRATION_BATCHES = 20
+_WATCHED_IMAGES = 2000
+_EQUILIBRIUM_IMAGES = 500
+_GALLERY = ("horse", "deer", "bird")
+_GALLERY_LEAST = 3
+_TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "time_limit", "seed", "precision", "save_seconds")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One model after its training: branch outputs on the test set before (main model only) and after, the course."""
+def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
+    """Train all models in one pass over the data, then record figures, claims, metrics and speed.
 
-    initial: Tensor | None
-    outputs: Tensor
-    history: History
-
-
-def run(record: Run, dataset: ImageSet, setup: Setup, options: Options) -> None:
-    """Train every model, then record figures, claims, metrics and speed.
+    Training continues from ``checkpoint.pt`` in the run's folder if that is there.
 
     Args:
         record: Gets the results.
         dataset: 32 x 32 images.
         setup: What to train.
-        options: How to train; a budget holds for the training of all models together, in proportion to M.
 
     Raises:
-        ValueError: If more images are asked for than there are.
+        ValueError: If more images are asked for than there are, or the checkpoint is not this run's.
+        RuntimeError: If the loss stops being finite, or a checkpoint cannot be written.
+        Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    train_order = _choose("train_images", setup.train_images, len(dataset.train_images), dataset.name, options.seed)
-    test_order = _choose("test_images", setup.test_images, len(dataset.test_images), dataset.name, options.seed)
-    images, labels = dataset.train_images[train_order], dataset.train_labels[train_order]
-    everything = len(train_order) == len(dataset.train_images)
-    dataset = replace(dataset, test_images=dataset.test_images[test_order], test_labels=dataset.test_labels[test_order])
-    options = replace(options, flip=options.flip and dataset.name != "digits")
+    dataset = subset(dataset, setup)
     record.metric("data", dataset.note)
-    models: dict[int, Trained] = {}
-    spent = 0.0
-    for size in setup.sizes:
-        share = size / sum(other for other in setup.sizes if other >= size)
-        budget = None if options.budget is None else max((options.budget - spent) * share, 1e-3)
-        models[size] = _train_one(size, images, labels, dataset, setup, replace(options, budget=budget))
-        spent += models[size].history.seconds[-1] if models[size].history.seconds else 0.0
-        _record_model(record, size, models[size], dataset)
-    scale = _scale_note(dataset, len(images), everything, setup, models[setup.branches].history)
-    _record_results(record, models, dataset, setup, scale)
-    if setup.speed_repeats:
-        loss = functools.partial(branched_loss, clamp=setup.clamp)
-        branches = _make_branches(setup.branches, setup, len(dataset.classes), options.seed)
-        table = measure_speed(
-            branches,
-            loss,
-            batch_size=options.batch_size,
-            num_classes=len(dataset.classes),
-            repeats=setup.speed_repeats,
-            limit=setup.speed_limit,
-            device=setup.device,
+    population = Population(setup, len(dataset.classes))
+    initial = _initial_responses(setup, dataset)
+    history = _train(record, population, dataset, setup)
+    outputs = branch_responses(population.net, dataset.test_images)
+    trained = {
+        model: Trained(before, after)
+        for model, before, after in zip(
+            population.models, population.split(initial), population.split(outputs), strict=True
         )
-        record.metric("speed", table | {"what": f"{table['what']}, widths {_joined(setup.widths)}"})
+    }
+    for index, model in enumerate(population.models):
+        _record_model(record, model, trained[model], dataset, history, index)
+    record.metric("history", history.epochs)
+    record.metric("steps", history.steps)
+    record.metric("ended_by", history.ended_by)
+    record.metric("training_seconds", history.seconds)
+    cases = _cases(population, trained, dataset, setup)
+    record.metric("equilibrium", cases[0].equilibrium)
+    draw(record, cases, dataset, setup, population.models, history)
+    claims.judge(record, cases)
+    if setup.speed_repeats:
+        _record_speed(record, setup, len(dataset.classes))
 
 
-def _choose(argument: str, wanted: int | None, available: int, name: str, seed: int) -> Tensor:
-    wanted = available if wanted is None else wanted
-    if not 1 <= wanted <= available:
-        raise ValueError(f"run: {argument} must be in 1 to {available} for {name}, got {wanted}")
-    return torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted]
+def subset(dataset: ImageSet, setup: Setup) -> ImageSet:
+    """Take the images that the setup asks for, chosen at random from its seed.
 
+    Args:
+        dataset: All images.
+        setup: How many of them.
 
-def _make_branches(size: int, setup: Setup, num_classes: int, seed: int) -> list[nn.Module]:
-    scale = 1 / math.sqrt(size) if setup.readout_scale is None else setup.readout_scale
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        branches = [make_branch(setup.widths, num_classes) for _ in range(size)]
-    with torch.no_grad():
-        for branch in branches:
-            branch.linear.weight.mul_(scale)
-            branch.linear.bias.mul_(scale)
-    return branches
+    Returns:
+        The image set.
 
-
-def _train_one(size: int, images: Tensor, labels: Tensor, dataset: ImageSet, setup: Setup, options: Options) -> Trained:
-    net = bsfast.fuse(_make_branches(size, setup, len(dataset.classes), options.seed)).to(setup.device)
-    initial = None
-    if size == setup.branches:
-        initial = branch_responses(_calibrated(net, images, options.batch_size), dataset.test_images)
-    checkpoint = None if setup.checkpoints is None else setup.checkpoints / f"classifier-m{size}.pt"
-    loss = functools.partial(branched_loss, clamp=setup.clamp)
-    history = train(net, loss, images, labels, options=options, checkpoint=checkpoint, name=f"M={size}")
-    return Trained(initial, branch_responses(net, dataset.test_images), history)
-
-
-def _calibrated(net: nn.Module, images: Tensor, batch_size: int) -> nn.Module:
-    """Copy a new network and run it in train mode until its batch-norm statistics are those of the data.
-
-    The weight of the initial statistics after 44 batches is 0.9**44 < 1 %.
+    Raises:
+        ValueError: If there are fewer.
     """
-    net = copy.deepcopy(net).train()
-    device = next(net.parameters()).device
-    generator = torch.Generator().manual_seed(0)
+    chosen = {}
+    for part in ("train", "test"):
+        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+        wanted = getattr(setup, f"{part}_images")
+        wanted = len(images) if wanted is None else wanted
+        if not 1 <= wanted <= len(images):
+            raise ValueError(f"run: {part}_images must be in 1 to {len(images)} for {dataset.name}, got {wanted}")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(setup.seed))[:wanted]
+        chosen |= {f"{part}_images": images[order], f"{part}_labels": labels[order]}
+    return replace(dataset, **chosen)
+
+
+def _train(record: Run, population: Population, dataset: ImageSet, setup: Setup) -> History:
+    options = Options(flip=dataset.name != "digits", **{name: getattr(setup, name) for name in _TRAINING})
+    record.metric("training", asdict(options))
+    watched, watched_labels = dataset.test_images[:_WATCHED_IMAGES], dataset.test_labels[:_WATCHED_IMAGES]
+
+    def evaluate() -> dict[str, list[float]]:
+        models = population.split(branch_responses(population.net, watched))
+        return {"test_accuracy": [claims.accuracy(own.sum(0), watched_labels) for own in models]}
+
+    names = [model.name for model in population.models]
+    return train(
+        population.net,
+        population.score,
+        dataset.train_images.to(setup.device),
+        dataset.train_labels.to(setup.device),
+        options=options,
+        checkpoint=record.folder / CHECKPOINT,
+        identity=_identity(population.models, dataset, setup),
+        evaluate=evaluate,
+        log=tensorboard_log(record.folder, names) if setup.tensorboard else None,
+        name=f"classifier {' '.join(names)}",
+    )
+
+
+def _identity(models: Sequence[Model], dataset: ImageSet, setup: Setup) -> dict[str, Any]:
+    """What a checkpoint belongs to; a checkpoint of anything else is refused."""
+    images = zlib.crc32(dataset.train_images.numpy().tobytes(), zlib.crc32(dataset.train_labels.numpy().tobytes()))
+    return {
+        "experiment": "classifier",
+        "models": [model.name for model in models],
+        "widths": list(setup.widths),
+        "clamp": setup.clamp,
+        "readout_scale": setup.readout_scale,
+        "data": f"{dataset.name}, CRC of the training images {images:08x}",
+    }
+
+
+def _initial_responses(setup: Setup, dataset: ImageSet) -> Tensor:
+    """What all branches say before training, with batch-norm statistics that are the mean over some batches.
+
+    Those of a new network, mean 0 and variance 1, would say nothing.
+    """
+    net = Population(setup, len(dataset.classes), batchnorm_momentum=None).net.train()
+    generator = torch.Generator().manual_seed(setup.seed)
+    images, count = dataset.train_images, min(setup.batch_size, len(dataset.train_images))
     with torch.no_grad():
         for _ in range(_CALIBRATION_BATCHES):
-            chosen = torch.randint(len(images), (min(batch_size, len(images)),), generator=generator)
-            net(normalise(images[chosen].to(device)))
-    return net
+            chosen = torch.randint(len(images), (count,), generator=generator)
+            net.branch_outputs(normalise(images[chosen].to(setup.device)))
+    return branch_responses(net, dataset.test_images)
 
 
-def _record_model(record: Run, size: int, model: Trained, dataset: ImageSet) -> None:
-    f = model.outputs.sum(0)
-    active = int(analysis.active_branches(model.outputs).sum())
-    centred = int(analysis.active_branches(model.outputs, centred=True).sum())
-    saturated, fitted = saturated_shares(f)
-    floor = loss_floor(len(dataset.classes))
-    numbers = {
-        "test_accuracy": (f.argmax(1) == dataset.test_labels).float().mean().item(),
-        "test_loss_above_floor_nats": branched_loss(f, dataset.test_labels).item() - floor,
-        "training_loss_above_floor_nats": model.history.loss[-1] - floor if model.history.loss else None,
-        "active_branches": active,
-        "active_branches_centred": centred,
-        "saturated_logits": saturated,
-        "saturated_samples": fitted,
-        "steps": model.history.steps,
-        "ended_by": model.history.ended_by,
-        "training_seconds": model.history.seconds[-1] if model.history.seconds else 0.0,
-    }
-    if model.initial is not None:
-        numbers["saturated_logits_initial"] = saturated_shares(model.initial.sum(0))[0]
-    for name, value in numbers.items():
-        record.metric(f"m{size}_{name}", value)
-    record.metric(f"m{size}_norms", analysis.response_matrix(model.outputs).norm(dim=1))
-    record.metric(f"m{size}_history", asdict(model.history))
-
-
-def _record_results(record: Run, models: dict[int, Trained], dataset: ImageSet, setup: Setup, note: str) -> None:
-    counts = {}
-    for size, model in models.items():
-        active = int(analysis.active_branches(model.outputs).sum())
-        counts[size] = (active, size - active)
-    main = models[setup.branches]
-    labels, classes = dataset.test_labels, dataset.classes
-    if len(models) > 1:
-        record.figure(
-            "fig5-left",
-            figures.counts_figure(counts),
-            "Figure 5, left: active and silent branches against M",
-            f"A branch is active if its response norm on the test set is at least 10 % of the largest. {note}",
+def _cases(population: Population, trained: dict[Model, Trained], dataset: ImageSet, setup: Setup) -> list[Case]:
+    branches = bsfast.unfuse(population.net)
+    starts = dict(zip(population.models, _starts(population.models), strict=True))
+    few = slice(min(_EQUILIBRIUM_IMAGES, len(dataset.train_images)))
+    cases = []
+    for seed in setup.init_seeds:
+        main = Model(setup.branches, seed)
+        own = [branch.cpu() for branch in branches[starts[main] : starts[main] + main.branches]]
+        cases.append(
+            Case(
+                models={model.branches: result for model, result in trained.items() if model.seed == seed},
+                main=setup.branches,
+                labels=dataset.test_labels,
+                gallery=_gallery(dataset),
+                equilibrium=measure.equilibrium(
+                    own, dataset.train_images[few], dataset.train_labels[few], clamp=setup.clamp
+                ),
+            )
         )
-    record.figure(
-        "fig5-middle",
-        figures.covariances_figure(main.initial, main.outputs),
-        f"Figure 5, middle: covariance of the {setup.branches} branches on the test set",
-        "F Fᵀ per test image, each panel on its own colour scale. Before training, batch-norm statistics were set by "
-        f"{_CALIBRATION_BATCHES} batches. {note}",
-    )
-    record.figure(
-        "fig6",
-        figures.outputs_figure(main.outputs, labels, classes),
-        "Figure 6: what every branch says before summation",
-        f"One panel a branch: {len(labels):,} test images ordered by class against {len(classes)} logits, one shared "
-        f"colour scale. {note}",
-    )
-    record.figure(
-        "fig6-summary",
-        figures.summary_figure(main.outputs, labels, classes),
-        "Figure 6 in brief: mean logits of every branch for each true class",
-        f"A branch that serves one class has one strong column. {note}",
-    )
-    record.figure(
-        "training",
-        figures.training_figure(
-            {size: model.history for size, model in models.items() if model.history.loss}, loss_floor(len(classes))
-        ),
-        "Training",
-        f"Augmented images, running mean over each epoch; the loss cannot fall below {loss_floor(len(classes)):.4f} "
-        f"nats because its targets are soft. {note}",
-    )
-    reasons = {size: claims.not_learnt(model.outputs, labels) for size, model in models.items()}
-    every = "; ".join(filter(None, reasons.values())) or None
-    own = reasons[setup.branches]
-    strength, silence, sum_classifies = claims.judge_outputs(main.outputs, labels)
-    for claim in [
-        *(claims.withhold(claim, every) for claim in claims.judge_counts(counts)),
-        claims.withhold(claims.judge_covariance(main.initial, main.outputs), own),
-        claims.withhold(strength, own),
-        claims.withhold(silence, own),
-        sum_classifies,
-    ]:
-        record.claim(*claim)
+    return cases
 
 
-def _scale_note(dataset: ImageSet, train_images: int, everything: bool, setup: Setup, history: History) -> str:
-    full = (
-        dataset.name == "CIFAR-10"
-        and everything
-        and setup.widths in {WIDTHS["paper"], WIDTHS["scaled"]}
-        and len(history.loss) >= _FULL_EPOCHS
-    )
-    clamp = "hard clamp" if setup.clamp == "hard" else f"clamp {setup.clamp} (the paper's: hard)"
-    return (
-        f"{'Full scale' if full else 'Scaled down'}: widths {_joined(setup.widths)}, {train_images:,} training images, "
-        f"{history.steps:,} steps, {clamp}. Data: {dataset.note}."
-    )
+def _gallery(dataset: ImageSet) -> list[int]:
+    """Classes of Figure 8 among those with some test images; the first three where those of the paper are not there."""
+    usable = [label for label in range(len(dataset.classes)) if (dataset.test_labels == label).sum() >= _GALLERY_LEAST]
+    return [label for name in _GALLERY for label in usable if dataset.classes[label] == name] or usable[:3]
 
 
-def _joined(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
+def _starts(models: Sequence[Model]) -> list[int]:
+    """Index of each model's first branch."""
+    return [sum(model.branches for model in models[:index]) for index in range(len(models))]
+
+
+def _record_model(record: Run, model: Model, trained: Trained, dataset: ImageSet, history: History, index: int) -> None:
+    f = trained.outputs.sum(0)
+    floor = loss_floor(len(dataset.classes))
+    saturated, all_saturated = saturated_shares(f)
+    cov = analysis.covariance(analysis.response_matrix(trained.outputs))
+    first = analysis.covariance(analysis.response_matrix(trained.initial))
+    losses = history.course("loss", index)
+    numbers = {
+        "test_accuracy": claims.accuracy(f, dataset.test_labels),
+        "test_loss_above_floor_nats": branched_loss(f, dataset.test_labels).item() - floor,
+        "training_loss_above_floor_nats": losses[-1] - floor if losses else None,
+        "active_branches": int(analysis.active_branches(trained.outputs).sum()),
+        "active_branches_centred": int(analysis.active_branches(trained.outputs, centred=True).sum()),
+        "offdiag_ratio_initial": analysis.offdiag_ratio(first),
+        "offdiag_ratio": analysis.offdiag_ratio(cov),
+        "offdiag_cosine_of_active": analysis.offdiag_cosine(cov, analysis.active_branches(trained.outputs)),
+        "saturated_logits": saturated,
+        "saturated_samples": all_saturated,
+        "saturated_logits_initial": saturated_shares(trained.initial.sum(0))[0],
+        "norms": cov.diagonal().sqrt(),
+    }
+    record.metric(model.name, numbers)
+
+
+def _record_speed(record: Run, setup: Setup, num_classes: int) -> None:
+    table = measure_speed(
+        make_branches(Model(setup.branches, setup.seed), setup, num_classes),
+        functools.partial(branched_loss, clamp=setup.clamp),
+        batch_size=setup.batch_size,
+        num_classes=num_classes,
+        repeats=setup.speed_repeats,
+        limit=setup.speed_limit,
+        device=setup.device,
+    )
+    widths = ", ".join(map(str, setup.widths))
+    record.metric("speed", table | {"what": f"{table['what']}, widths {widths}"})

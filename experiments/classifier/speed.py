@@ -67,7 +67,9 @@ def measure_speed(
         if repeat > 0 and time.perf_counter() - started > limit:
             break
         for name, (net, own_x) in contestants.items():
+            net.eval()
             forward = _time(lambda net=net, own_x=own_x: _forward(net, own_x), device)
+            net.train()
             step = _time(
                 lambda net=net, own_x=own_x, name=name: _step(net, loss, optimizers[name], own_x, labels), device
             )
@@ -94,13 +96,12 @@ def measure_speed(
 
 
 def _largest_difference(nets: Sequence[nn.Module], x: Tensor) -> float:
-    outputs = [_forward(net, x) for net in nets]
+    outputs = [_forward(net.eval(), x) for net in nets]
     scale = outputs[-1].abs().max()
     return max(((output - outputs[-1]).abs().max() / scale).item() for output in outputs[:-1])
 
 
 def _forward(net: nn.Module, x: Tensor) -> Tensor:
-    net.eval()
     with torch.no_grad():
         return net(x)
 
@@ -112,7 +113,6 @@ def _step(
     x: Tensor,
     labels: Tensor,
 ) -> None:
-    net.train()
     optimizer.zero_grad(set_to_none=True)
     loss(net(x), labels).backward()
     optimizer.step()

@@ -1,26 +1,33 @@
-"""Record one run of an experiment: a folder with its figures and one JSON file that says everything else.
+"""Record one run of an experiment: a folder with its figures, their data, and one JSON file that says everything else.
 
-Reading a record back needs neither PyTorch nor matplotlib, so a report can be written on another machine.
+Reading a record back needs neither PyTorch nor matplotlib, so a report can be written on another machine; drawing its
+figures again needs matplotlib.
 """
 
 from __future__ import annotations
 
-import io
+import fcntl
+import importlib
 import json
 import math
 import os
 import platform
 import sys
 import time
+import weakref
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.common.atomic import write_atomically
+from experiments.common.drawing import decode, draw_png, encode, name_of
+from experiments.common.observations import OBSERVATIONS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURE_DPI = 130
 _FILE = "run.json"
 
 
@@ -28,7 +35,7 @@ class Run:
     """One run of one experiment, written to ``<root>/<experiment>-<timestamp>/``.
 
     ``run.json`` is replaced as a whole after every call, so a run that was interrupted still reads back, with
-    ``finished`` false.
+    ``finished`` false. While a process works on a run, another that wants to is refused.
 
     Args:
         experiment: Name of the experiment, such as ``"toy"``; becomes part of the folder's name.
@@ -40,8 +47,9 @@ class Run:
         experiment: As given.
         config: As given, in JSON types.
         metrics: Name to value, in JSON types.
-        figures: One dict (name, file, title, note) a figure, in the order drawn.
-        claims: One dict (figure, claim, measured, holds) a claim of the paper; ``holds`` None means not tested.
+        figures: One dict (name, file, data, title, note) a figure, in the order drawn.
+        claims: One dict (figure, observation, claim, measured, verdict) a claim of the paper; ``observation`` is the
+            number of one of its observations, or None; the verdict is a key of :data:`VERDICTS`.
         versions: Packages, machine and threads.
         started: Local time at the start, ISO 8601.
         seconds: Wall-clock time so far, in s.
@@ -53,6 +61,7 @@ class Run:
             raise ValueError(f"Run: experiment must be a name of letters, digits, - and _, got {experiment!r}")
         started = datetime.now().astimezone()
         self.folder = _new_folder(Path(root), f"{experiment}-{started:%Y%m%d-%H%M%S}")
+        self._unlock: Callable[[], object] | None = _lock(self)
         self.experiment = experiment
         self.config: dict[str, Any] = to_json(config)
         self.metrics: dict[str, Any] = {}
@@ -98,7 +107,31 @@ class Run:
             raise ValueError(
                 f"Run.load: {file} must be the record of a run, got {type(error).__name__}: {error}"
             ) from None
-        run._clock = None
+        run._clock = run._unlock = None
+        return run
+
+    @classmethod
+    def resume(cls, path: Path | str) -> Run:
+        """Take up a run where it was left: figures and claims are cleared, time goes on from what it took so far.
+
+        Args:
+            path: As for :meth:`load`.
+
+        Returns:
+            The run, not finished.
+
+        Raises:
+            FileNotFoundError: If there is no ``run.json``.
+            ValueError: If the file is not a run's record.
+            RuntimeError: If another process works on the run.
+        """
+        run = cls.load(path)
+        run._unlock = _lock(run)
+        run._clock = time.perf_counter() - run.seconds
+        for left in run.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        run.metrics, run.figures, run.claims, run.finished = {}, [], [], False
+        run.versions = describe_machine()
         return run
 
     def metric(self, name: str, value: Any) -> None:
@@ -106,45 +139,90 @@ class Run:
         self.metrics[name] = to_json(value)
         self._write()
 
-    def figure(self, name: str, figure: Figure, title: str, note: str = "") -> None:
-        """Draw a figure to ``<name>.png`` in the run's folder.
+    def figure(self, name: str, draw: Callable[..., Figure], data: dict[str, Any], title: str, note: str = "") -> None:
+        """Write a figure's data to ``<name>.json`` and the figure drawn from it to ``<name>.png``.
 
         Args:
             name: File name without suffix; a later figure of one name replaces the earlier.
-            figure: A matplotlib figure; need not come from pyplot.
+            draw: Makes the figure from the data; a public function of ``bsfast.plotting`` or ``experiments``, so that
+                :meth:`redraw` finds it again.
+            data: Arguments of ``draw``: arrays, tensors, numbers, text, and lists and dicts of these. Arrays are kept
+                with six significant digits.
             title: One line, shown above the figure in the report.
             note: What was done and what to look at, shown under the figure.
 
         Raises:
-            ValueError: If the name is not usable as a file name.
+            ValueError: If the name is not usable as a file name, or the function is not a public one of these packages.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"Run.figure: name must have letters, digits, - and _ only, got {name!r}")
-        content = io.BytesIO()
-        FigureCanvasAgg(figure)
-        figure.savefig(content, dpi=FIGURE_DPI, format="png", bbox_inches="tight", facecolor="white")
-        file = f"{name}.png"
-        write_atomically(self.folder / file, content.getvalue())
+        drawing = {"draw": name_of(draw), "data": encode(data)}
+        png = draw_png(draw, decode(drawing["data"]))
+        write_atomically(self.folder / f"{name}.json", (json.dumps(drawing, allow_nan=False) + "\n").encode())
+        write_atomically(self.folder / f"{name}.png", png)
         self.figures = [entry for entry in self.figures if entry["name"] != name]
-        self.figures.append({"name": name, "file": file, "title": title, "note": note})
+        self.figures.append({"name": name, "file": f"{name}.png", "data": f"{name}.json", "title": title, "note": note})
         self._write()
 
-    def claim(self, figure: str, claim: str, measured: str, holds: bool | None) -> None:
+    def redraw(self, names: Sequence[str] | None = None) -> list[Path]:
+        """Draw figures again from their data.
+
+        Args:
+            names: Which; all by default.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: If the run has no figure of a name, or a figure's data is damaged.
+        """
+        known = {entry["name"]: entry for entry in self.figures}
+        files = []
+        for name in known if names is None else names:
+            if name not in known:
+                raise ValueError(f"Run.redraw: names must be of {', '.join(known)}, got {name!r}")
+            source = self.folder / known[name]["data"]
+            try:
+                drawing = json.loads(source.read_text(encoding="utf-8"))
+                module, _, function = drawing["draw"].partition(":")
+                draw = getattr(importlib.import_module(module), function)
+                name_of(draw)
+                png = draw_png(draw, decode(drawing["data"]))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+                raise ValueError(f"Run.redraw: {source} must be a figure's data, got {error}") from None
+            files.append(self.folder / known[name]["file"])
+            write_atomically(files[-1], png)
+        return files
+
+    def claim(
+        self,
+        figure: str,
+        claim: str,
+        measured: str,
+        holds: bool | Sequence[bool | None] | None,
+        *,
+        observation: int | None = None,
+    ) -> None:
         """Record a claim of the paper next to what this run measured.
 
         Args:
             figure: Where the paper says it, such as ``"Fig. 5 left"``.
             claim: The claim, with the criterion used to judge it.
             measured: What was measured, in words and numbers.
-            holds: Whether the criterion is met; None where this run cannot tell.
+            holds: Whether the criterion is met, once or for each seed; None where that cannot be told.
+            observation: Number of the paper's observation that this tests.
+
+        Raises:
+            ValueError: If there is no such observation.
         """
+        if observation is not None and observation not in OBSERVATIONS:
+            raise ValueError(f"Run.claim: observation must be 1 to {len(OBSERVATIONS)}, got {observation}")
         entry = {
             "figure": figure,
+            "observation": observation,
             "claim": claim,
             "measured": measured,
-            "holds": None if holds is None else bool(holds),
+            "verdict": verdict(holds if isinstance(holds, (list, tuple)) else [holds]),
         }
         self.claims.append(to_json(entry))
         self._write()
@@ -153,6 +231,12 @@ class Run:
         """Mark the run as complete."""
         self.finished = True
         self._write()
+        self.close()
+
+    def close(self) -> None:
+        """Let another process take the run up."""
+        if self._unlock is not None:
+            self._unlock()
 
     def _write(self) -> None:
         if self._clock is not None:
@@ -164,14 +248,20 @@ class Run:
 _STORED = ("experiment", "config", "started", "seconds", "finished", "versions", "metrics", "claims", "figures")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one step: readers see the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+VERDICTS = {
+    "holds": "the criterion is met, with every seed that can tell",
+    "contradicted": "it is not met, with any seed",
+    "mixed": "it is met with some seeds and not with others",
+    "not tested": "this run cannot tell",
+}
+
+
+def verdict(holds: Sequence[bool | None]) -> str:
+    """Sum up whether a criterion is met with each seed, as a key of :data:`VERDICTS`."""
+    known = [bool(held) for held in holds if held is not None]
+    if not known:
+        return "not tested"
+    return "holds" if all(known) else "mixed" if any(known) else "contradicted"
 
 
 def to_json(value: Any) -> Any:
@@ -220,6 +310,17 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _lock(run: Run) -> weakref.finalize:
+    """Keep other processes from working on a run until this one ends; the lock needs no file that could be left."""
+    descriptor = os.open(run.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise RuntimeError(f"Run: {run.folder} is in use by another process") from None
+    return weakref.finalize(run, os.close, descriptor)
 
 
 def _new_folder(root: Path, name: str) -> Path:

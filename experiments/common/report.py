@@ -10,10 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from experiments.common.record import FIGURE_DPI, Run, write_atomically
+from experiments.common.atomic import write_atomically
+from experiments.common.drawing import FIGURE_DPI
+from experiments.common.observations import OBSERVATIONS
+from experiments.common.record import VERDICTS, Run
 
 _TITLE = "Branch specialization, measured"
-_VERDICTS = {True: ("yes", "✓ holds"), False: ("no", "✗ does not hold"), None: ("open", "not tested")}
+_MARKS = {"holds": ("yes", "✓"), "contradicted": ("no", "✗"), "mixed": ("mixed", "±"), "not tested": ("open", "")}
 _STYLE = Path(__file__).with_name("report.css")
 _LONGEST_VALUE = 120
 _SCREEN_DPI = 96  # of CSS pixels: figures show at their size in inches, so that their text sizes agree
@@ -39,7 +42,8 @@ def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
     loaded = [run if isinstance(run, Run) else Run.load(run) for run in runs]
     sections = [
         ("runs", "What was run", _runs(loaded)),
-        ("claims", "The paper's claims", _claims(loaded)),
+        ("observations", "The paper's eight observations", _observations(loaded)),
+        ("claims", "What else the paper says", _claims(loaded)),
         ("figures", "Figures", "".join(_figures(run) for run in loaded)),
         ("speed", "Speed: fused against loop", "".join(_speed(run) for run in loaded)),
         ("reproduce", "How to reproduce", _reproduce(loaded)),
@@ -66,11 +70,9 @@ def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
 
 def _tiles(runs: Iterable[Run]) -> str:
     runs = list(runs)
-    verdicts = [claim["holds"] for run in runs for claim in run.claims]
+    verdicts = [claim["verdict"] for run in runs for claim in run.claims]
     values = [
-        (str(verdicts.count(True)), "claims hold"),
-        (str(verdicts.count(False)), "claims do not hold"),
-        (str(verdicts.count(None)), "claims not tested"),
+        *((str(verdicts.count(verdict)), verdict) for verdict in VERDICTS if verdicts.count(verdict)),
         (_duration(sum(run.seconds for run in runs)), f"for {len(runs)} run{'s' if len(runs) > 1 else ''}"),
     ]
     tiles = "".join(
@@ -79,21 +81,42 @@ def _tiles(runs: Iterable[Run]) -> str:
     return f'<div class="tiles">{tiles}</div>'
 
 
-def _claims(runs: Iterable[Run]) -> str:
-    rows = []
-    for claim in (claim for run in runs for claim in run.claims):
-        style, words = _VERDICTS[claim["holds"]]
-        rows.append(
-            f"<tr><th>{escape(claim['figure'])}</th>"
-            f'<td data-label="Paper\'s claim">{escape(claim["claim"])}</td>'
-            f'<td data-label="Measured">{escape(claim["measured"])}</td>'
-            f'<td data-label="Holds?"><span class="mark {style}">{words}</span></td></tr>'
-        )
-    if not rows:
+def _observations(runs: Iterable[Run]) -> str:
+    claims = [(run, claim) for run in runs for claim in run.claims if claim["observation"] is not None]
+    if not claims:
         return ""
+    parts = []
+    for number, text in OBSERVATIONS.items():
+        own = [(run, claim) for run, claim in claims if claim["observation"] == number]
+        rows = "".join(_row(f"{_words(run.experiment)}, {claim['figure']}", claim) for run, claim in own)
+        rows = rows or "<tr><th>none</th><td>No run here tests it.</td><td></td><td></td></tr>"
+        parts.append(f'<tr class="group"><th colspan="4">{number}. {escape(text)}</th></tr>{rows}')
+    return _table("".join(parts)) + (
+        '<p class="note">The observations are those of section 4 of the paper in our words and numbering. '
+        + " ".join(f"<b>{verdict}</b>: {meaning}." for verdict, meaning in VERDICTS.items())
+        + "</p>"
+    )
+
+
+def _claims(runs: Iterable[Run]) -> str:
+    rest = [claim for run in runs for claim in run.claims if claim["observation"] is None]
+    return _table("".join(_row(claim["figure"], claim) for claim in rest)) if rest else ""
+
+
+def _row(source: str, claim: dict[str, Any]) -> str:
+    style, mark = _MARKS[claim["verdict"]]
+    return (
+        f"<tr><th>{escape(source)}</th>"
+        f'<td data-label="Paper\'s claim">{escape(claim["claim"])}</td>'
+        f'<td data-label="Measured">{escape(claim["measured"])}</td>'
+        f'<td data-label="Verdict"><span class="mark {style}">{mark} {claim["verdict"]}</span></td></tr>'
+    )
+
+
+def _table(rows: str) -> str:
     return (
         '<div class="card scroll"><table class="stack"><thead><tr><th>Figure</th><th>Paper\'s claim</th>'
-        f"<th>Measured</th><th>Holds?</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<th>Measured</th><th>Verdict</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -174,7 +197,10 @@ def _speed(run: Run) -> str:
 
 def _reproduce(runs: Iterable[Run]) -> str:
     commands = [command for run in runs if (command := run.config.get("command"))]
-    lines = ["make            # once: environment, pinned packages, native code", *dict.fromkeys(commands)]
+    lines = [
+        "make setup && . .venv/bin/activate    # once: environment, pinned packages, native code",
+        *dict.fromkeys(commands),
+    ]
     if not commands:
         return ""
     rebuilt = "python -m experiments report " + " ".join(shlex.quote(run.folder.as_posix()) for run in runs)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
-if TYPE_CHECKING:
-    from experiments.toy.run import Sweep
+from bsfast import plotting
 
 BLUE, ORANGE, GREEN, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#E0AC00", "0.55"
 
@@ -42,27 +41,23 @@ def schematic() -> Figure:
     return figure
 
 
-def dynamics(
-    trajectory: np.ndarray, steps: np.ndarray, x: Sequence[float], y: Sequence[float], names: Sequence[str]
-) -> Figure:
+def dynamics(paths: Sequence[np.ndarray], x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> Figure:
     """Figure 2: responses of two branches, and their sum, against the step.
 
     Args:
-        trajectory: Responses at every step, ``(panels, steps, 2, J)``.
-        steps: Steps done in each panel, ``(panels,)``.
+        paths: Responses at every step, one ``(steps + 1, 2, J)`` a panel.
         x: Samples; a repeated one is drawn once.
         y: Targets.
-        names: One a panel.
+        names: Stories of the panels, ``"A"`` or ``"B"``.
 
     Returns:
         One panel a trial, the branch that ends larger on the last sample drawn as branch 2.
     """
     figure = Figure(figsize=(5.0 * len(names) + 0.3, 3.7), layout="constrained")
     colours = dict(zip(sorted(set(x)), (BLUE, GREEN, YELLOW), strict=True))
-    for axes, path, count, name in zip(
-        figure.subplots(1, len(names), sharey=True, squeeze=False)[0], trajectory, steps, names, strict=True
-    ):
-        responses = path[: count + 1, np.argsort(path[count, :, -1])]
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, path, name in zip(panels, paths, names, strict=True):
+        responses = path[:, np.argsort(path[-1, :, -1])]
         for value, colour in colours.items():
             j = list(x).index(value)
             axes.axhline(y[j], color=colour, linewidth=0.7, alpha=0.5)
@@ -111,35 +106,73 @@ def success(branches: np.ndarray, rate: np.ndarray, trials: int) -> Figure:
     return figure
 
 
-def counts(sweep: Sweep) -> Figure:
-    """Figure 4, right: mean number of active and silent branches against M."""
+def example(
+    weight: np.ndarray, bias: np.ndarray, active: np.ndarray, slope: float, x: Sequence[float], y: Sequence[float]
+) -> Figure:
+    """Figure 4, left and middle: the branches of one network as curves and as response matrix.
+
+    Args:
+        weight: Weights, ``(M,)``.
+        bias: Biases, ``(M,)``.
+        active: Which branches are active, ``(M,)``.
+        slope: Slope of LeakyReLU below zero.
+        x: Samples.
+        y: Targets.
+
+    Returns:
+        Curves left, heat map right.
+    """
+    line = np.linspace(min(x) - 0.2, max(x) + 0.2, 341)
+    curves, responses = (np.outer(weight, points) + bias[:, None] for points in (line, x))
+    curves, responses = np.maximum(curves, slope * curves), np.maximum(responses, slope * responses)
+    return plotting.responses_figure(
+        responses,
+        x=line,
+        curves=curves,
+        total=curves.sum(axis=0),
+        targets=(x, y),
+        active=active,
+        sample_names=[f"x={value:g}" for value in x],
+    )
+
+
+def counts(branches: np.ndarray, active: np.ndarray, active_all: np.ndarray) -> Figure:
+    """Figure 4, right: mean number of active and silent branches against M, of successful and of all trials."""
     figure = Figure(figsize=(4.6, 3.3), layout="constrained")
     axes = figure.subplots()
-    M = sweep.branches
-    axes.plot(M, M - sweep.active, color=ORANGE, marker="s", markersize=3.5, label="silent")
-    axes.plot(M, M - sweep.active_all, color="0.25", linestyle=":", linewidth=1.2)
-    axes.plot(M, sweep.active, color=BLUE, marker="o", markersize=3.5, label="active")
-    axes.plot(M, sweep.active_all, color="0.25", linestyle=":", linewidth=1.2, label="all trials, failed ones too")
+    axes.plot(branches, branches - active, color=ORANGE, marker="s", markersize=3.5, label="silent")
+    axes.plot(branches, branches - active_all, color="0.25", linestyle=":", linewidth=1.2)
+    axes.plot(branches, active, color=BLUE, marker="o", markersize=3.5, label="active")
+    axes.plot(branches, active_all, color="0.25", linestyle=":", linewidth=1.2, label="all trials, failed ones too")
     axes.set(xlabel="number of branches M", ylabel="branches, mean of successful trials")
     axes.legend(frameon=False)
     _plain(axes)
     return figure
 
 
-def both_rates(sweeps: Mapping[tuple[str, float], Sweep]) -> Figure:
-    """Success and active branches of both toys at both learning rates."""
+def both_rates(branches: np.ndarray, sweeps: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw success and active branches of both toys at both learning rates.
+
+    Args:
+        branches: Values of M, ``(S,)``.
+        sweeps: One a line: ``toy``, its name; ``lr``, the learning rate; ``success`` and ``active``, each ``(S,)``.
+
+    Returns:
+        Success left, active branches right.
+    """
     figure = Figure(figsize=(8.6, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, lr), sweep in sweeps.items():
+    for sweep in sweeps:
+        first = sweep["toy"] == "Toy1"
         style = {
-            "color": BLUE if name == "Toy1" else ORANGE,
-            "linestyle": "-" if lr < 0.03 else (0, (4, 1.6)),
-            "marker": "o" if name == "Toy1" else "s",
+            "color": BLUE if first else ORANGE,
+            "linestyle": "-" if sweep["lr"] < 0.03 else (0, (4, 1.6)),
+            "marker": "o" if first else "s",
             "markersize": 3,
-            "label": f"{name}, learning rate {lr:g}",
+            "label": f"{sweep['toy']}, learning rate {sweep['lr']:g}",
         }
-        left.plot(sweep.branches, sweep.success, **style)
-        right.plot(sweep.branches, sweep.active, **style)
+        left.plot(branches, sweep["success"], **style)
+        right.plot(branches, sweep["active"], **style)
     left.set(xlabel="number of branches M", ylabel="success rate")
     right.set(xlabel="number of branches M", ylabel="active branches of successful trials", ylim=(0, None))
     left.legend(frameon=False, fontsize=9)

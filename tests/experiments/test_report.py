@@ -5,8 +5,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from matplotlib.figure import Figure
 
+from bsfast import plotting
+from experiments.common.observations import OBSERVATIONS
 from experiments.common.record import Run
 from experiments.common.report import write_report
 
@@ -49,9 +50,11 @@ class Page(HTMLParser):
 @pytest.fixture
 def run(tmp_path):
     run = Run("classifier", {"seed": 7, "command": "python -m experiments classifier --seed 7"}, root=tmp_path)
-    run.figure("one", Figure(figsize=(1, 1)), 'A "title"', "A <note> & more")
-    for index, holds in enumerate([True, False, None]):
-        run.claim(f"Fig. {index}", "a < b", "<script>alert(1)</script>", holds=holds)
+    run.figure("one", plotting.covariance_figure, {"matrices": [[[1.0]]]}, 'A "title"', "A <note> & more")
+    for index, holds in enumerate([True, False, None, [True, False]]):
+        run.claim(
+            f"Fig. {index}", "a < b", "<script>alert(1)</script>", holds=holds, observation=index + 1 if index else None
+        )
     run.metric("speed", SPEED)
     run.metric("accuracy", 0.71234)
     run.metric("long", list(range(1000)))
@@ -82,8 +85,11 @@ def test_write_report_says_and_escapes_everything(run, tmp_path):
         "a < b",
         "<script>alert(1)</script>",
         "✓ holds",
-        "✗ does not hold",
+        "✗ contradicted",
+        "± mixed",
         "not tested",
+        *OBSERVATIONS.values(),
+        "No run here tests it.",
         "python -m experiments classifier --seed 7",
         f"python -m experiments report {run.folder}",
         run.versions["cpu"],

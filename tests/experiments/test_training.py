@@ -1,13 +1,17 @@
-"""The training loop: schedule, augmentation, budget, checkpoints and the refusal to go on with NaN."""
+"""The training loop: schedule, time limit, refusal of NaN, and a resume that changes no bit."""
 
 import itertools
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 from experiments.common import training
-from experiments.common.training import Options, augment, branch_responses, normalise, schedule, train
+from experiments.common.augment import normalise
+from experiments.common.interrupt import Stopped
+from experiments.common.training import Options, branch_responses, schedule, train
 
 SIZE = 6
 
@@ -23,13 +27,11 @@ class Tiny(nn.Module):
     def branch_outputs(self, x):
         return torch.stack([branch(self.norm(x).flatten(1)) for branch in self.branches])
 
-    def forward(self, x):
-        return self.branch_outputs(x).sum(0)
 
-
-@pytest.fixture
-def net():
-    return Tiny()
+def score(outputs, labels):
+    """The two branches as two models."""
+    losses = [nn.functional.cross_entropy(own, labels) for own in outputs]
+    return {"loss": torch.stack(losses), "accuracy": (outputs.argmax(2) == labels).float().mean(1)}
 
 
 @pytest.fixture
@@ -38,6 +40,11 @@ def problem():
     images = torch.randint(60, (40, 3, SIZE, SIZE), dtype=torch.uint8)
     images[torch.arange(40), labels % 3] += (100 + 40 * (labels // 3)).to(torch.uint8)[:, None, None]
     return images, labels
+
+
+def new_net():
+    torch.manual_seed(5)
+    return Tiny()
 
 
 def options(**changes):
@@ -50,127 +57,151 @@ def test_schedule_rises_then_follows_a_cosine():
     assert schedule(0.0, warmup=0.0) == 1
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_augment_equals_cropping_one_image_after_the_other(flip):
-    images = torch.randint(1, 256, (50, 3, 5, 7), dtype=torch.uint8)
-    result = augment(images, generator=torch.Generator().manual_seed(1), pad=2, flip=flip)
-    assert result.dtype == torch.uint8
-    padded = torch.zeros(50, 3, 9, 11, dtype=torch.uint8)
-    padded[:, :, 2:7, 2:9] = images
-    seen = set()
-    for image, source in zip(result, padded, strict=True):
-        fits = [
-            (top, left, flipped)
-            for top, left, flipped in itertools.product(range(5), range(5), range(1 + flip))
-            if torch.equal(image, source[:, top : top + 5, left : left + 7].flip(2 if flipped else ()))
-        ]
-        assert len(fits) == 1
-        seen.add(fits[0])
-    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(5))
-    assert {flipped for _, _, flipped in seen} == set(range(1 + flip))
-
-
-def test_normalise_is_that_of_cifar10():
-    images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    result = normalise(images)
-    for channel, (mean, std) in enumerate(((0.4914, 0.2023), (0.4822, 0.1994), (0.4465, 0.2010))):
-        torch.testing.assert_close(result[:, channel], (images[:, channel] / 255 - mean) / std)
-
-
-def test_train_learns_and_repeats(net, problem):
-    state = {name: value.clone() for name, value in net.state_dict().items()}
-    histories = []
-    for _ in range(2):
-        net.load_state_dict(state)
-        histories.append(train(net, nn.functional.cross_entropy, *problem, options=options(epochs=8, flip=False)))
+def test_train_learns_and_repeats(problem):
+    histories = [train(new_net(), score, *problem, options=options(epochs=8, flip=False)) for _ in range(2)]
     first, second = histories
-    assert first.loss[-1] < 0.5 * first.loss[0]
-    assert (first.steps, len(first.loss), first.ended_by) == (40, 8, "epochs")
-    assert first.loss == second.loss
-    assert first.accuracy == second.accuracy
+    for model in range(2):
+        assert first.course("loss", model)[-1] < 0.5 * first.course("loss", model)[0]
+    assert (first.steps, len(first.epochs), first.ended_by) == (40, 8, "epochs")
+    assert [entry["steps"] for entry in first.epochs] == list(range(5, 41, 5))
+    for name in ("loss", "accuracy"):
+        assert first.course(name) == second.course(name)
 
 
-def test_train_takes_the_steps_of_sgd(net, problem):
+def test_train_takes_the_steps_of_sgd(problem):
     images, labels = problem
-    same = Tiny()
-    same.load_state_dict(net.state_dict())
+    net, same = new_net(), new_net()
     train(
         net,
-        nn.functional.cross_entropy,
+        score,
         images[:8],
         labels[:8],
         options=options(epochs=1, pad=0, flip=False, warmup=0, weight_decay=0.5),
     )
-    nn.functional.cross_entropy(same(normalise(images[:8])), labels[:8]).backward()
+    score(same.branch_outputs(normalise(images[:8])), labels[:8])["loss"].sum().backward()
     rate = 0.01 * schedule(0.5, warmup=0)
     for parameter, other in zip(net.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(parameter, other - rate * (other.grad + 0.5 * other))
 
 
-def test_train_stops_at_nan_and_names_the_step(net, problem):
+def test_train_evaluates_and_logs_each_epoch(problem):
+    seen = []
+    history = train(
+        new_net(), score, *problem, options=options(), evaluate=lambda: {"test": [1.0, 2.0]}, log=seen.append
+    )
+    assert seen == history.epochs
+    assert history.course("test", 1) == [2.0] * 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_train_learns_in_16_bits(problem, precision):
+    history = train(new_net(), score, *problem, options=options(epochs=8, flip=False, precision=precision))
+    assert history.course("loss")[-1] < 0.6 * history.course("loss")[0]
+
+
+def test_train_stops_at_nan_and_names_step_and_checkpoint(problem, tmp_path):
     calls = itertools.count()
 
-    def loss(f, _labels):
-        return f.sum() * (float("nan") if next(calls) == 7 else 1e-3)
+    def spoilt(outputs, labels):
+        scores = score(outputs, labels)
+        return scores | {"loss": scores["loss"] * (float("nan") if next(calls) == 7 else 1.0)}
 
-    with pytest.raises(RuntimeError, match=r"loss must stay finite, got nan at step 7 \(epoch 1, learning rate"):
-        train(net, loss, *problem, options=options())
+    file = tmp_path / "net.pt"
+    message = (
+        r"loss must stay finite, got nan, nan at step 7 \(epoch 2, learning rate .*; the last good state, of step 7,"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        train(new_net(), spoilt, *problem, options=options(save_seconds=0), checkpoint=file)
+    state = torch.load(file, weights_only=True)["state"]
+    assert all(value.isfinite().all() for value in state["net"].values())
+    with pytest.raises(RuntimeError, match="there is no checkpoint yet"):
+        train(new_net(), lambda outputs, _: {"loss": outputs.sum((1, 2)) * float("inf")}, *problem, options=options())
 
 
-def test_train_ends_at_its_budget(net, problem, monkeypatch):
+def test_train_ends_at_its_time_limit(problem, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
-    history = train(net, nn.functional.cross_entropy, *problem, options=options(epochs=100, budget=12.0))
-    assert history.ended_by == "budget"
-    assert history.steps < 12
-    assert history.lr[-1] < 0.3 * 0.01
+    history = train(new_net(), score, *problem, options=options(epochs=100, time_limit=24.0))
+    assert history.ended_by == "time limit"
+    assert history.steps < 24
+    assert history.epochs[-1]["lr"] < 0.3 * 0.01
+    assert history.epochs[-1]["steps"] == history.steps
 
 
-def test_train_continues_from_a_checkpoint(problem, tmp_path):
-    nets = [Tiny() for _ in range(2)]
-    nets[1].load_state_dict(nets[0].state_dict())
-    whole = train(nets[0], nn.functional.cross_entropy, *problem, options=options())
-    file = tmp_path / "new" / "net.pt"
-
-    def interrupted(f, labels):
-        if file.exists():
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(f, labels)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(nets[1], interrupted, *problem, options=options(), checkpoint=file)
-    resumed = train(Tiny(), nn.functional.cross_entropy, *problem, options=options(), checkpoint=file)
-    assert (resumed.loss, resumed.steps) == (whole.loss, whole.steps)
-    saved = torch.load(file, weights_only=True)["net"]
-    torch.testing.assert_close(saved, dict(nets[0].state_dict()), rtol=0, atol=0)
-    assert [entry.name for entry in file.parent.iterdir()] == ["net.pt"]
+class Killed(BaseException):
+    """Ends a training as a kill would: nothing may be done about it."""
 
 
-def test_save_checkpoint_keeps_the_old_file_when_writing_fails(net, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_train_killed_at_any_step_ends_the_same(problem, tmp_path, precision):
+    chosen = options(save_seconds=0, precision=precision)
+    whole = new_net()
+    history = train(whole, score, *problem, options=chosen)
+    for step in range(history.steps + 1):
+        file, calls = tmp_path / f"{step}.pt", itertools.count()
+
+        def killed(outputs, labels, calls=calls, step=step):
+            if next(calls) == step:
+                raise Killed
+            return score(outputs, labels)
+
+        try:
+            train(new_net(), killed, *problem, options=chosen, checkpoint=file)
+        except Killed:
+            net = new_net()
+            resumed = train(net, score, *problem, options=chosen, checkpoint=file)
+            assert (resumed.course("loss"), resumed.steps) == (history.course("loss"), history.steps)
+            torch.testing.assert_close(dict(net.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
+        else:
+            assert step == history.steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_saves_when_asked_to_stop(problem, tmp_path, number):
+    file, calls = tmp_path / "net.pt", itertools.count()
+
+    def asked(outputs, labels):
+        if next(calls) == 6:
+            os.kill(os.getpid(), number)
+        return score(outputs, labels)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="training stopped at step 7 of 15"):
+        train(new_net(), asked, *problem, options=options(), checkpoint=file)
+    assert signal.getsignal(number) == before
+    nets = [new_net(), new_net()]
+    train(nets[0], score, *problem, options=options(), checkpoint=file)
+    train(nets[1], score, *problem, options=options())
+    torch.testing.assert_close(dict(nets[0].state_dict()), dict(nets[1].state_dict()), rtol=0, atol=0)
+
+
+def test_train_goes_on_from_a_finished_checkpoint_without_a_step(problem, tmp_path):
     file = tmp_path / "net.pt"
-    file.write_bytes(b"old")
-
-    def full(_state, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", full)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(OSError, match="disk full"):
-        training.save_checkpoint(file, net, optimizer, torch.Generator(), training.History())
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("net.pt", b"old")]
+    first = train(new_net(), score, *problem, options=options(), checkpoint=file)
+    again = train(new_net(), lambda *_: pytest.fail("a step was taken"), *problem, options=options(), checkpoint=file)
+    assert again == first
 
 
-def test_branch_responses_are_those_of_eval_mode(net, problem):
-    images = problem[0]
-    net.train()
-    outputs = branch_responses(net, images, batch_size=16)
+def test_train_refuses_the_checkpoint_of_other_options(problem, tmp_path):
+    file = tmp_path / "net.pt"
+    train(new_net(), score, *problem, options=options(), checkpoint=file, identity={"data": "a"})
+    with pytest.raises(
+        ValueError, match=r"belongs to another training: its training is .*'lr': 0.01.*here it is .*0.02"
+    ):
+        train(new_net(), score, *problem, options=options(lr=0.02), checkpoint=file, identity={"data": "a"})
+    with pytest.raises(ValueError, match="its data is 'a', here it is 'b'"):
+        train(new_net(), score, *problem, options=options(), checkpoint=file, identity={"data": "b"})
+
+
+def test_branch_responses_are_those_of_eval_mode(problem):
+    net = new_net().train()
+    outputs = branch_responses(net, problem[0], batch_size=16)
     assert net.training
     assert int(net.norm.num_batches_tracked) == 0
     with torch.no_grad():
-        torch.testing.assert_close(outputs, net.eval().branch_outputs(normalise(images)))
+        torch.testing.assert_close(outputs, net.eval().branch_outputs(normalise(problem[0])))
 
 
-def test_train_refuses_unequal_numbers(net, problem):
+def test_train_refuses_unequal_numbers(problem):
     with pytest.raises(ValueError, match="images and labels must be as many and at least 1, got 40 and 39"):
-        train(net, nn.functional.cross_entropy, problem[0], problem[1][1:], options=options())
+        train(new_net(), score, problem[0], problem[1][1:], options=options())
