@@ -7,17 +7,24 @@ namespace bsfast {
 
 struct ConvShape {
   int64_t branches;      // M
-  int64_t samples;       // N
-  int64_t in_channels;   // C_in
-  int64_t out_channels;  // C_out
-  int64_t height;        // H of the input
-  int64_t width;         // W of the input
-  int64_t pad_height;    // zeros above and below
-  int64_t pad_width;     // zeros left and right
-  bool shared_input;     // one input for all branches
+  int64_t repeats;       // samples outside the channels in memory: 1 if batch-last, N if contiguous
+  int64_t samples;       // samples inside the pixels in memory: N if batch-last, 1 if contiguous
+  int64_t groups;        // groups inside a branch
+  int64_t in_channels;   // C_in of one group
+  int64_t out_channels;  // C_out of one group
+  int64_t size[2];       // H, W of the input
+  int64_t kernel[2];     // of the weights
+  int64_t stride[2];
+  int64_t padding[2];  // zeros on each side
+  int64_t dilation[2];
+  bool shared_input;  // one input for all branches
 
-  int64_t out_height() const { return height + 2 * pad_height - 2; }  // 3x3, stride 1
-  int64_t out_width() const { return width + 2 * pad_width - 2; }
+  int64_t out_size(int axis) const {  // 0 where the kernel is larger than the padded image
+    const int64_t last = size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
+    return last < 0 ? 0 : last / stride[axis] + 1;
+  }
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t weights() const { return groups * out_channels * in_channels * taps(); }  // of one branch
 };
 
 }  // namespace bsfast

@@ -1,5 +1,6 @@
 """One table of odd convolutions: shapes, settings and memory orders on which all must agree with a plain loop."""
 
+import random
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
+TRIPLE = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class ConvCase:
         pixels = self.samples * self.size[0] * self.size[1]
         return max(taps * self.in_channels, taps * self.out_channels * self.branches, pixels, 1)
 
+    @property
+    def own_kernels(self) -> tuple[str, ...]:
+        """Operators of the triple that the own kernels compute, on batch-last or contiguous memory."""
+        summed = self.shared and (self.groups > 1 or self.order != "batch_last")  # over the branches
+        return tuple(name for name in TRIPLE if name != "conv2d_input_grad" or not summed)
+
     def x(self, dtype: torch.dtype = torch.float64) -> Tensor:
         return in_order(torch.randn(self.x_shape, dtype=torch.float64).to(dtype), self.order)
 
@@ -74,6 +82,14 @@ class ConvCase:
         """The truth of both gradients: autograd through the loop."""
         x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
         return torch.autograd.grad(self.loop(x, weight), (x, weight), grad)
+
+    def problem(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Both operands of an operator of the triple, and its true result in float64."""
+        x, weight, grad = self.x(dtype), self.weight(dtype), self.grad(dtype)
+        if name == "conv2d":
+            return x, weight, self.loop(x.double(), weight.double())
+        x_grad, weight_grad = self.loop_grads(x.double(), weight.double(), grad.double())
+        return (grad, weight, x_grad) if name == "conv2d_input_grad" else (x, grad, weight_grad)
 
     def __str__(self) -> str:
         parts = [f"M{self.branches}", f"N{self.samples}", f"{self.in_channels}to{self.out_channels}", name(self.size)]
@@ -122,6 +138,13 @@ CONV = [
     ConvCase(2, 3, 2, 2, (5, 4), stride=(2, 2), padding=(1, 1), order="batch_last"),
     ConvCase(2, 3, 2, 2, (5, 6), padding=(1, 1), dilation=(2, 2), order="batch_last"),
     ConvCase(2, 3, 4, 2, (3, 4), padding=(1, 1), groups=2, order="batch_last"),
+    ConvCase(2, 5, 3, 2, (6, 7), (2, 5), stride=(3, 2), padding=(1, 4), order="batch_last"),
+    ConvCase(2, 18, 2, 4, (5, 4), (1, 1), stride=(2, 3), order="batch_last"),  # no output reads most pixels
+    ConvCase(1, 20, 2, 7, (7, 8), (3, 3), stride=(2, 2), padding=(2, 1), dilation=(2, 2), order="batch_last"),
+    ConvCase(2, 3, 2, 3, (8, 9), (3, 3), stride=(2, 3), padding=(4, 2), dilation=(3, 2), order="batch_last"),
+    ConvCase(2, 9, 2, 3, (3, 9), (5, 4), stride=(2, 1), padding=(3, 2), shared=True, order="batch_last"),
+    ConvCase(2, 4, 6, 4, (5, 6), (3, 2), (2, 1), (1, 1), (1, 3), groups=2, shared=True, order="batch_last"),
+    ConvCase(2, 17, 4, 4, (4, 5), padding=(1, 1), groups=4, order="batch_last"),  # depthwise
     ConvCase(2, 1, 2, 3, (4, 3), padding=(1, 1)),
     ConvCase(2, 0, 2, 3, (4, 3), padding=(1, 1)),
     ConvCase(2, 0, 2, 3, (4, 3), padding=(1, 1), shared=True, order="batch_last"),
@@ -139,14 +162,8 @@ CONV = [
     ConvCase(2, 3, 2, 3, (5, 3), stride=(2, 2), padding=(0, 1), order="channels_last"),
 ]
 SMALL_CONV = [case for case in CONV if case.samples * case.in_channels * case.out_channels <= 24 and case.samples > 0]
-# What the own 3x3 kernel computes: forward, and input gradient where the input is not shared.
-NATIVE_CONV = [
-    case
-    for case in CONV
-    if case.order == "batch_last"
-    and case.samples > 1
-    and (case.kernel, case.stride, case.dilation, case.groups) == ((3, 3), (1, 1), (1, 1), 1)
-]
+# What the plan gives to the own kernels; of the input gradients only those among own_kernels.
+NATIVE_CONV = [case for case in CONV if case.order == "batch_last" and case.samples > 1]
 # One of each kind, for what is slow to check: native, native with a shared input, stock with every setting at once.
 FEW_CONV = [
     ConvCase(2, 3, 2, 3, (4, 3), padding=(1, 1), order="batch_last"),
@@ -154,3 +171,25 @@ FEW_CONV = [
     ConvCase(2, 2, 4, 2, (5, 4), (2, 3), stride=(2, 1), padding=(0, 1), groups=2),
     replace(ConvCase(2, 2, 2, 4, (4, 4), (2, 2), dilation=(1, 2), groups=2), shared=True),
 ]
+
+
+def random_conv(count: int, seed: int) -> list[ConvCase]:
+    """Draw convolutions whose sizes and settings have nothing to do with each other."""
+    draw = random.Random(seed)
+    cases: list[ConvCase] = []
+    while len(cases) < count:
+        branches, samples = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 5, 15, 16, 17, 33, 48, 70])
+        groups = draw.choice([1, 1, 1, 2, 3])
+        channels = groups * draw.choice([1, 2, 3, 5, 8, 9]), groups * draw.choice([1, 2, 3, 4, 6, 7, 8, 9, 12, 13, 17])
+        size = draw.choice([1, 2, 4, 5, 7, 8, 11]), draw.choice([1, 2, 3, 4, 6, 9, 16, 17])
+        kernel, padding = (draw.randint(1, 5), draw.randint(1, 5)), (draw.randint(0, 4), draw.randint(0, 4))
+        stride, dilation = ((draw.choice([1, 1, 2, 3]), draw.choice([1, 1, 2, 3])) for _ in range(2))
+        order, shared = draw.choice(["batch_last", "batch_last", "contiguous"]), draw.random() < 0.3
+        axes = zip(size, kernel, padding, dilation, strict=True)
+        if all(length + 2 * pad > dilate * (taps - 1) for length, taps, pad, dilate in axes):
+            settings = (size, kernel, stride, padding, dilation, groups, shared, order)
+            cases.append(ConvCase(branches, samples, *channels, *settings))
+    return cases
+
+
+RANDOM_CONV = random_conv(60, seed=0)

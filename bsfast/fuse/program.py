@@ -1,16 +1,18 @@
 """A traced graph as a flat list of steps, run on values of M branches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from bsfast.fuse.chains import fits_one_kernel, join
 from bsfast.fuse.functions import FUNCTIONS, is_random
 from bsfast.fuse.inplace import may_alias
+from bsfast.fuse.steps import Ref, Step
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.layout import to_batch_last
 from bsfast.nn.vmapped import call_vmapped
@@ -29,13 +31,6 @@ def enter(value: Any) -> Any:
     return PerBranch(to_batch_last(tensor)) if isinstance(value, PerBranch) else to_batch_last(tensor)
 
 
-class Ref(NamedTuple):
-    """Reference to the value of an earlier step, or to a copy of it."""
-
-    name: str
-    copy: bool = False
-
-
 class Method:
     """A call of a tensor's method as a function."""
 
@@ -47,42 +42,21 @@ class Method:
         return getattr(x, self.name)(*args, **kwargs)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One node of the graph.
-
-    Attributes:
-        op: As ``torch.fx.Node.op``.
-        target: Name of an input, parameter, module or method, or a function.
-        args: Positional arguments with :class:`Ref` for values.
-        kwargs: Named arguments, likewise.
-        name: The node's name.
-        scope: Path of the module whose forward it belongs to.
-        last_use_of: Values that no later step needs.
-        is_random: Whether its function draws random numbers.
-    """
-
-    op: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    name: str
-    scope: str
-    last_use_of: tuple[str, ...]
-    is_random: bool
-
-
 class Program:
     """What a fused network runs for one mode and one choice of constant arguments.
 
     Attributes:
         steps: In order; empty if the branches run by vmap as a whole.
+        schedule: The same with chains of steps joined; this is what runs.
         why_vmap: Paths of modules that run by vmap, each with the reason.
         modes: Paths of all modules, each with the mode that it was traced in.
     """
 
-    def __init__(self, graph: fx.Graph | None, why_vmap: dict[str, str], modes: dict[str, bool]) -> None:
+    def __init__(
+        self, graph: fx.Graph | None, why_vmap: dict[str, str], modes: dict[str, bool], net: nn.Module
+    ) -> None:
         self.steps = tuple(_steps(graph)) if graph is not None else ()
+        self.schedule = join(self.steps, net)
         self.why_vmap = why_vmap
         self.modes = modes
 
@@ -114,7 +88,7 @@ class Program:
         if not self.steps:
             return _copy(wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches))))
         values: dict[str, Any] = {}
-        *steps, output = self.steps
+        *steps, output = self.schedule
         for step in steps:
             values[step.name] = run_step(step, net, values, inputs, branches)
             for name in step.last_use_of:
@@ -206,6 +180,8 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
     """
     if step.op == "placeholder":
         return pytree.tree_map(enter, inputs[step.target])
+    if step.op == "chain":
+        return _run_chain(step, net, values, branches)
     if step.op == "get_attr":
         path, _, leaf = step.target.rpartition(".")
         return PerBranch(getattr(net.get_submodule(path), leaf))
@@ -218,6 +194,19 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
         if type(error) not in {ValueError, TypeError, RuntimeError, IndexError} or str(error).startswith("Branched: "):
             raise
         raise type(error)(f"Branched: at node {step.name!r}: {error}") from error
+
+
+def _run_chain(step: Step, net: nn.Module, values: dict[str, Any], branches: int) -> Any:
+    parts = step.target.parts
+    one_kernel = not torch.compiler.is_compiling() and fits_one_kernel(*_resolve(step.args, values))
+    modules = [net.get_submodule(part.target) for part in parts if part.op == "call_module"]
+    if not one_kernel or any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        own = dict(values)
+        for part in parts:
+            own[part.name] = run_step(part, net, own, {}, branches)
+        return own[step.name]
+    joined = replace(parts[0], kwargs={"residual": step.args[1], "relu": step.target.relu})
+    return run_step(joined, net, values, {}, branches)
 
 
 def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: int) -> Any:

@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from bsfast.fuse.functions import FUNCTIONS
-from bsfast.fuse.program import Program, Step, layer_at, run_step
+from bsfast.fuse.program import Program, layer_at, run_step
+from bsfast.fuse.steps import Step
 from bsfast.fuse.values import PerBranch
 from bsfast.nn.stacked import StackedModule, replaced
 from bsfast.nn.vmapped import Vmapped, runs_as

@@ -97,19 +97,64 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """``F.batch_norm`` of each branch: statistics over samples and space, of each branch by itself."""
+    """``F.batch_norm`` of each branch; then ``residual``, of x's shape, is added, and a ReLU applied if ``relu``."""
     for given in (weight, running_mean):
         if given is not None and x.shape[2] != given.shape[1]:
             raise ValueError(f"batch_norm: x must have C={given.shape[1]} channels, got {tuple(x.shape)}")
+    own = training and ops.plan_batch_norm(x, weight, bias, residual).algorithm == "native"
+    if own and (count := x[0, :, 0].numel()) > 1:  # of one element torch complains
+        y, mean, variance = ops.batch_norm(x, weight, bias, eps=eps, residual=residual, relu=relu)
+        update_statistics(running_mean, running_var, mean, variance, count, momentum)
+        return y
+    y = _stock_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def _stock_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *rest: Any,
+) -> Tensor:
     flat = [None if t is None else t.reshape(-1) for t in (weight, bias)]
     running = [None if t is None else t.view(-1) for t in (running_mean, running_var)]  # views: updated in place
-    arguments: tuple[Any, ...] = (*running, *flat, training, momentum, eps)
+    arguments: tuple[Any, ...] = (*running, *flat, *rest)
     if x.dim() == 5 and is_batch_last(x):  # [M][C][H][W][N]: every channel of every branch is one contiguous row
         rows = x.movedim(1, -1)
-        return F.batch_norm(rows.reshape(1, -1, rows[0, 0].numel()), *arguments).view(rows.shape).movedim(-1, 1)
+        merged = rows.reshape(1, -1, rows[0, 0].numel())
+        return F.batch_norm(merged, *arguments).view(rows.shape).movedim(-1, 1)
     y = F.batch_norm(x.transpose(0, 1).flatten(1, 2), *arguments)
     return y.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+
+
+def update_statistics(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    count: int,
+    momentum: float,
+) -> None:
+    """Move running statistics ``(M, C)``, if there are any, towards those of a batch, in place.
+
+    Args:
+        running_mean: Running means.
+        running_var: Running unbiased variances.
+        mean: Means of the batch.
+        variance: Its variances, divided by ``count``.
+        count: Elements of a channel.
+        momentum: Weight of the batch.
+    """
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
 
 
 def instance_norm(

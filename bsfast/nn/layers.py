@@ -53,8 +53,8 @@ class BatchNorm(StackedModule):
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(M, N, C, ...)`` over samples and space."""
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalise ``(M, N, C, ...)`` over samples and space; then add ``residual`` and apply a ReLU, where asked."""
         own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
         own._check_input_dim(x[0])
         use_batch = self.training or self.running_mean is None
@@ -72,6 +72,8 @@ class BatchNorm(StackedModule):
             use_batch,
             0.0 if momentum is None else momentum,
             own.eps,
+            residual=residual,
+            relu=relu,
         )
         if tracks and momentum is None:
             self._average(x)

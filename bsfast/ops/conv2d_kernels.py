@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfast.layout import batch_last_strides, empty_batch_last, is_batch_last
+from bsfast.layout import batch_last_strides, is_batch_last
 from bsfast.ops import conv2d_stock, plan
 
 Pair = tuple[int, int]
@@ -20,7 +20,9 @@ def conv2d(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Convolve each branch."""
     chosen = plan.conv2d(_problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
     if chosen.algorithm == "native":
-        return _conv3x3(x, weight, output_shape(x.shape, weight.shape, *geometry[:3]), geometry[1])
+        out = _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
+        torch.ops.bsfast.conv2d_out(x, weight.contiguous(), out, *geometry)
+        return out
     return _ordered(conv2d_stock.conv2d(x, weight, *geometry, algorithm=chosen.algorithm), x)
 
 
@@ -34,10 +36,9 @@ def input_grad(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometr
     """Gradient with respect to the input."""
     chosen = plan.conv2d_input_grad(_problem(grad, weight.shape[-2:], *geometry, shared=len(input_size) == 4))
     if chosen.algorithm == "native":
-        # The adjoint of a 3x3 stride-1 convolution is one with the flipped, transposed weights.
-        padding = geometry[1]
-        flipped = weight.flip(-1, -2).transpose(1, 2)
-        return _conv3x3(grad, flipped, input_size, (2 - padding[0], 2 - padding[1]))
+        out = _empty(input_size, grad)
+        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry)
+        return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
     return _ordered(x_grad, grad)
 
@@ -50,6 +51,11 @@ def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *ge
 def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
     """Gradient with respect to the weights."""
     chosen = plan.conv2d_weight_grad(_problem(x, kernel_size, *geometry, shared=x.dim() == 4))
+    if chosen.algorithm == "native":
+        out = weight_grad_fake(x, grad, kernel_size, *geometry)
+        same = grad if is_batch_last(grad) == is_batch_last(x) else _ordered(grad, x)
+        torch.ops.bsfast.conv2d_weight_grad_out(x, same, out, *geometry)
+        return out
     w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
     return _ordered(w_grad)
 
@@ -87,12 +93,6 @@ def _problem(
         groups=groups,
         **{name: (pair[0], pair[1]) for name, pair in pairs.items()},
     )
-
-
-def _conv3x3(x: Tensor, weight: Tensor, shape: Sequence[int], padding: Pair) -> Tensor:
-    out = empty_batch_last(shape, dtype=x.dtype, device=x.device)
-    torch.ops.bsfast.conv3x3(x, weight.contiguous(), out, *padding)
-    return out
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -1,5 +1,12 @@
 """The one place that reads torch's private stack of function transforms; tested on every torch."""
 
+import torch
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform or a forward-mode level is active, through which only stock operators can go."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
 
 def forward_mode_levels() -> int:
     """Count the forward-mode levels (``jvp``, ``jacfwd``) that torch.func has active.

@@ -7,7 +7,18 @@ from pathlib import Path
 import torch
 
 LIBRARY = torch.library.Library("bsfast", "DEF")
-LIBRARY.define("conv3x3(Tensor x, Tensor weight, Tensor(a!) out, int pad_height, int pad_width) -> ()")
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+LIBRARY.define(f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
+LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
+LIBRARY.define(f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}) -> ()")
+LIBRARY.define(
+    "batch_norm_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) y, Tensor(b!) mean, "
+    "Tensor(c!) inv, Tensor(d!) variance, float eps, bool relu) -> ()"
+)
+LIBRARY.define(
+    "batch_norm_grad_out(Tensor x, Tensor y, Tensor grad, Tensor? weight, Tensor mean, Tensor inv, Tensor(a!) x_grad, "
+    "Tensor(b!) weight_grad, Tensor(c!) bias_grad, Tensor(d!)? residual_grad, bool relu) -> ()"
+)
 
 
 def _load_cpu() -> str | None:

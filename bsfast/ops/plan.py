@@ -79,35 +79,51 @@ def conv2d(problem: Conv2d) -> Plan:
 
 
 def conv2d_input_grad(problem: Conv2d) -> Plan:
-    """Choose the algorithm of the input gradient: the kernel of the convolution, with the padding 2 - p."""
-    refusals = (
-        ("the gradient of a shared input has no own kernel yet", problem.shared),
-        (f"padding {problem.padding} above 2 has no own kernel", max(problem.padding) > 2),
-    )
-    return _first_refusal(problem, refusals)
+    """Choose the algorithm of the input gradient."""
+    inner = "groups inside a branch have no own kernel for the gradient of a shared input"
+    return _first_refusal(problem, ((inner, problem.shared and problem.groups != 1),))
 
 
 def conv2d_weight_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the weight gradient."""
-    return _first_refusal(problem, (("weight gradients have no own kernel yet", True),))
+    return _first_refusal(problem, ())
 
 
 def _first_refusal(problem: Conv2d, refusals: tuple[tuple[str, bool], ...]) -> Plan:
-    device, dtype, kernel = problem.device, problem.dtype, problem.kernel_size
+    device, dtype = problem.device, problem.dtype
     all_refusals = (
         (native_why_not(device), True),
         (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        (f"kernel {kernel[0]}x{kernel[1]} has no own kernel yet", kernel != (3, 3)),
-        (f"stride {problem.stride} has no own kernel yet", problem.stride != (1, 1)),
-        (f"dilation {problem.dilation} has no own kernel yet", problem.dilation != (1, 1)),
-        (f"{problem.groups} groups inside a branch have no own kernel yet", problem.groups != 1),
         *refusals,
         ("the activations are not batch-last in memory", not problem.batch_last),
     )
     for why_not, applies in all_refusals:
         if applies and why_not is not None:
             return _note(stock(device, why_not))
-    return _note(Plan("native", "3x3, stride 1, batch-last: samples in the vector lanes"))
+    return _note(Plan("native", "batch-last: samples in the vector lanes"))
+
+
+def batch_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool) -> Plan:
+    """Choose the algorithm of batch normalisation with the statistics of the batch.
+
+    Args:
+        device: Device type of the operands.
+        dtype: Their dtype.
+        memory: Memory order that they share, or what is in its way.
+        has_kernel: Whether the kernel knows that order.
+
+    Returns:
+        Algorithm ``"native"`` or ``"aten"``, and the reason.
+    """
+    refusals = (
+        (native_why_not(device), True),
+        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (f"{memory} has no own kernel", not has_kernel),
+    )
+    for why_not, applies in refusals:
+        if applies and why_not is not None:
+            return _note(Plan("aten", why_not))
+    return _note(Plan("native", f"{memory}: a channel is normalised while it is in cache"))
 
 
 def stock(device: str, why_not_native: str) -> Plan:

@@ -26,7 +26,7 @@ def run(*command: str | Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["conv3x3_test"])
+@pytest.mark.parametrize("target", ["conv_test"])
 def test_cpp(target):
     find("c++")
     cmake, ninja = find("cmake"), find("ninja")

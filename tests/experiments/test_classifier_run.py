@@ -88,7 +88,7 @@ def test_population_trains_each_model_as_if_alone(digits):
         train(alone.net, alone.score, images, labels, options=options)
         own = dict(alone.net.state_dict())
         for name, value in together.net.state_dict().items():
-            torch.testing.assert_close(value[start : start + model.branches], own[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(value[start : start + model.branches], own[name], rtol=1e-3, atol=1e-4)
         start += model.branches
 
 

@@ -31,10 +31,11 @@ def test_report_needs_an_input_to_know_convolutions() -> None:
     assert [row.kernel for row in net.report().rows if row.node == "conv1"] == ["?"]
     net(torch.randn(17, 3, 6, 6))
     rows = {row.node: row for row in net.report().rows}
-    assert rows["conv1"].reason.startswith("stride (2, 2) has no own kernel")
+    assert rows["conv1"][2:] == ("native", "batch-last: samples in the vector lanes")
     assert "x" in rows
     small = {row.node: row for row in net.report(torch.randn(3, 3, 6, 6)).rows}
     assert small["x"].kernel == "contiguous"
+    assert small["conv1"][2:] == ("loop", "the activations are not batch-last in memory")
 
 
 def test_report_names_what_runs_by_vmap() -> None:

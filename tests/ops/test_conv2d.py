@@ -8,36 +8,36 @@ import torch
 from torch import Tensor
 
 from bsfast.ops import conv2d, conv2d_input_grad, conv2d_weight_grad, plan
-from tests.cases import CONV, FEW_CONV, NATIVE_CONV, ConvCase, in_order
+from bsfast.ops.backend import native_why_not
+from tests.cases import CONV, FEW_CONV, NATIVE_CONV, TRIPLE, ConvCase, in_order
 from tests.tolerance import assert_close
 
 DTYPES = [torch.float64, torch.float32]
-NAMES = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
 
 
 def problem(
     case: ConvCase, name: str, dtype: torch.dtype
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor], Tensor]:
     """The function under test, its two operands, and the true result in float64."""
-    x, weight, grad = case.x(dtype), case.weight(dtype), case.grad(dtype)
-    true_x_grad, true_weight_grad = case.loop_grads(x.double(), weight.double(), grad.double())
-    if name == "conv2d":
-        return lambda a, b: conv2d(a, b, **case.geometry), (x, weight), case.loop(x.double(), weight.double())
-    if name == "conv2d_input_grad":
-        return lambda a, b: conv2d_input_grad(a, b, case.x_shape, **case.geometry), (grad, weight), true_x_grad
-    return lambda a, b: conv2d_weight_grad(a, b, case.kernel, **case.geometry), (x, grad), true_weight_grad
+    functions = {
+        "conv2d": lambda a, b: conv2d(a, b, **case.geometry),
+        "conv2d_input_grad": lambda a, b: conv2d_input_grad(a, b, case.x_shape, **case.geometry),
+        "conv2d_weight_grad": lambda a, b: conv2d_weight_grad(a, b, case.kernel, **case.geometry),
+    }
+    a, b, expected = case.problem(name, dtype)
+    return functions[name], (a, b), expected
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 def test_conv2d_equals_loop(name, case, dtype):
     function, operands, expected = problem(case, name, dtype)
     assert_close(function(*operands), expected, case.sum_length, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
 def test_conv2d_half_precision(case, name, dtype):
     function, operands, expected = problem(case, name, dtype)
@@ -89,27 +89,29 @@ def test_conv2d_fake_equals_real(case):
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
-@pytest.mark.parametrize("which", [0, 1, 2], ids=NAMES)
+@pytest.mark.parametrize("which", [0, 1, 2], ids=TRIPLE)
 def test_conv2d_opcheck(case, which):
     op, arguments = list(raw_calls(case))[which]
     tracked = [a.requires_grad_() if isinstance(a, Tensor) else a for a in arguments]
     torch.library.opcheck(op, tuple(tracked))
 
 
+@pytest.mark.skipif(native_why_not("cpu") is not None, reason="no own CPU kernels here")
 @pytest.mark.parametrize("case", NATIVE_CONV, ids=str)
-def test_conv2d_native_does_not_depend_on_threads(case):
-    results = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        torch.manual_seed(0)
-        x, weight, grad = case.x(torch.float32), case.weight(torch.float32), case.grad(torch.float32)
+def test_conv2d_runs_on_own_kernels(case):
+    for name in TRIPLE:
+        function, operands, _ = problem(case, name, torch.float32)
         with plan.noting() as notes:
-            results.append([conv2d(x, weight, **case.geometry)])
-            if not case.shared and max(case.padding) <= 2:
-                results[-1].append(conv2d_input_grad(grad, weight, case.x_shape, **case.geometry))
-        assert {note.algorithm for note in notes} == {"native"}
-    for first, *others in zip(*results, strict=True):
-        assert all(torch.equal(first, other) for other in others)
+            function(*operands)
+        assert [note.algorithm for note in notes] == ["native" if name in case.own_kernels else "loop"]
+
+
+@pytest.mark.parametrize("orders", [("batch_last", "contiguous"), ("contiguous", "batch_last"), ("strided",) * 2])
+@pytest.mark.parametrize("case", FEW_CONV, ids=str)
+def test_conv2d_weight_grad_takes_two_orders(case, orders):
+    x, grad, expected = case.problem("conv2d_weight_grad", torch.float64)
+    x, grad = (in_order(t.contiguous(), order) for t, order in zip((x, grad), orders, strict=True))
+    assert_close(conv2d_weight_grad(x, grad, case.kernel, **case.geometry), expected, case.sum_length)
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)

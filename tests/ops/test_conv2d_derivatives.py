@@ -9,10 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from bsfast.ops import conv2d, conv2d_input_grad, conv2d_weight_grad
-from tests.cases import FEW_CONV, SMALL_CONV, ConvCase
+from tests.cases import FEW_CONV, SMALL_CONV, TRIPLE, ConvCase
 from tests.tolerance import assert_close
 
-NAMES = ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -53,7 +52,7 @@ def weighted(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, 
 
 
 @pytest.mark.parametrize("case", SMALL_CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 def test_conv2d_gradcheck(name, case):
     a, b = operands(case, name)
     inputs = (a.requires_grad_(), b.requires_grad_())
@@ -62,7 +61,7 @@ def test_conv2d_gradcheck(name, case):
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 def test_conv2d_gradcheck_every_element(name, case):
     a, b = operands(case, name)
     inputs = (a.requires_grad_(), b.requires_grad_())
@@ -71,7 +70,7 @@ def test_conv2d_gradcheck_every_element(name, case):
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 def test_conv2d_raw_operator_gradcheck(name, case):
     a, b = operands(case, name)
     sizes = {"conv2d": (), "conv2d_input_grad": (case.x_shape,), "conv2d_weight_grad": (case.kernel,)}[name]
@@ -109,7 +108,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("case", FEW_CONV[1:3], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_conv2d_transforms_equal_those_of_the_loop(transform, name, case):
     a, b = operands(case, name)
@@ -123,7 +122,7 @@ def test_conv2d_transforms_equal_those_of_the_loop(transform, name, case):
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1), (-1, None), (None, -2), (1, -1)], ids=str)
 @pytest.mark.parametrize("raw", [False, True], ids=["function", "raw"])
 def test_conv2d_vmap(raw, in_dims, name, case):
@@ -139,7 +138,7 @@ def test_conv2d_vmap(raw, in_dims, name, case):
 
 
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRIPLE)
 def test_conv2d_nested_vmap_and_per_sample_gradients(name, case):
     pairs = [operands(case, name) for _ in range(6)]
     a = torch.stack([pair[0] for pair in pairs]).unflatten(0, (2, 3))

@@ -12,32 +12,38 @@ from tests.cases import ConvCase
 NATIVE = plan.Conv2d("cpu", torch.float32, True, (3, 3), (1, 1), (1, 1), (1, 1), 1, False)
 REASONS = [
     ({"dtype": torch.bfloat16}, "torch.bfloat16 has no own kernel"),
-    ({"kernel_size": (1, 3)}, "kernel 1x3 has no own kernel yet"),
-    ({"stride": (2, 1)}, "stride (2, 1) has no own kernel yet"),
-    ({"dilation": (1, 2)}, "dilation (1, 2) has no own kernel yet"),
-    ({"groups": 2}, "2 groups inside a branch have no own kernel yet"),
     ({"batch_last": False}, "the activations are not batch-last in memory"),
+]
+SETTINGS = [
+    {"kernel_size": (1, 5)},
+    {"stride": (2, 1)},
+    {"padding": (0, 3)},
+    {"dilation": (1, 2)},
+    {"groups": 2},
+    {"shared": True},
+    {"kernel_size": (7, 2), "stride": (3, 2), "padding": (2, 9), "dilation": (2, 3), "groups": 4},
 ]
 NEEDS_NATIVE = pytest.mark.skipif(backend.native_why_not("cpu") is not None, reason="no own CPU kernels here")
 
 
+CHOICES = [plan.conv2d, plan.conv2d_input_grad, plan.conv2d_weight_grad]
+
+
 @NEEDS_NATIVE
-@pytest.mark.parametrize("choose", [plan.conv2d, plan.conv2d_input_grad])
+@pytest.mark.parametrize("choose", CHOICES)
 def test_plan_reasons(choose):
-    assert choose(NATIVE) == ("native", "3x3, stride 1, batch-last: samples in the vector lanes")
+    for change in [{}, {"dtype": torch.float64}, *SETTINGS]:
+        assert choose(NATIVE._replace(**change)) == ("native", "batch-last: samples in the vector lanes")
     for change, reason in REASONS:
         assert choose(NATIVE._replace(**change)) == ("loop", reason)
 
 
 @NEEDS_NATIVE
-def test_plan_gradient_reasons():
-    assert plan.conv2d(NATIVE._replace(shared=True, padding=(0, 3))).algorithm == "native"
-    assert plan.conv2d_input_grad(NATIVE._replace(padding=(2, 2))).algorithm == "native"
-    reason = "padding (0, 3) above 2 has no own kernel"
-    assert plan.conv2d_input_grad(NATIVE._replace(padding=(0, 3))) == ("loop", reason)
-    reason = "the gradient of a shared input has no own kernel yet"
-    assert plan.conv2d_input_grad(NATIVE._replace(shared=True)) == ("loop", reason)
-    assert plan.conv2d_weight_grad(NATIVE) == ("loop", "weight gradients have no own kernel yet")
+def test_plan_shared_input_with_groups():
+    problem = NATIVE._replace(shared=True, groups=2)
+    assert [choose(problem).algorithm for choose in CHOICES] == ["native", "loop", "native"]
+    reason = "groups inside a branch have no own kernel for the gradient of a shared input"
+    assert plan.conv2d_input_grad(problem) == ("loop", reason)
 
 
 @pytest.mark.parametrize(

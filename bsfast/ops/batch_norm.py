@@ -1,0 +1,142 @@
+"""Batch normalisation of M branches with the statistics of the batch, fused with a residual sum and a ReLU.
+
+Unlike the convolutions this is not closed under differentiation. It runs only where that cannot matter: in eager mode,
+outside function transforms and forward mode. Its backward under ``create_graph`` differentiates the composition of
+stock operators instead.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsfast.layout import is_batch_last
+from bsfast.ops import plan
+from bsfast.ops.functorch import transforms_active
+
+_MEMORY_ORDERS = ("batch-last", "contiguous")
+
+
+def plan_batch_norm(x: Tensor, *operands: Tensor | None) -> plan.Plan:
+    """Say whether :func:`batch_norm` can take these operands, and why.
+
+    Args:
+        x: The activations.
+        operands: The others: weight, bias, residual.
+
+    Returns:
+        Algorithm ``"native"``, or ``"aten"`` where the stock operators must run.
+    """
+    present = [t for t in operands if t is not None]
+    if torch.compiler.is_compiling() or transforms_active():
+        return plan.Plan("aten", "function transforms, forward mode and torch.compile go through stock operators")
+    if any(t.dtype != x.dtype or t.device != x.device for t in present):
+        return plan.Plan("aten", "operands of different dtypes or devices")
+    memory = "batch-last" if is_batch_last(x) else "contiguous" if x.is_contiguous() else "neither memory order"
+    if x.dim() != 5 or any(t.dim() == 5 and t.stride() != x.stride() for t in present):
+        memory = "this shape, or operands of different memory orders,"
+    has_kernel = memory in _MEMORY_ORDERS and x.numel() > 0
+    chosen = plan.batch_norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel)
+    if type(x) not in {Tensor, torch.nn.Parameter}:  # without memory, as in reports, or wrapped
+        return plan.Plan("aten", "a tensor subclass goes through stock operators")
+    return chosen
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise every channel of every branch: act(weight (x - mean) / sigma + bias + residual).
+
+    Mean and variance are over samples and space, as of ``F.batch_norm(..., training=True)`` of each branch. Only for
+    operands for which :func:`plan_batch_norm` says ``"native"``.
+
+    Args:
+        x: Shape ``(M, N, C, H, W)``.
+        weight: Shape ``(M, C)``, or None for 1.
+        bias: Shape ``(M, C)``, or None for 0.
+        eps: Added to the variance.
+        residual: Added before the activation; shape and memory order of ``x``.
+        relu: Whether the activation is a ReLU, or there is none.
+
+    Returns:
+        The result, shape of ``x``, and mean and variance (divided by the number of elements) of the batch, ``(M, C)``,
+        both without gradients.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, residual, eps, relu)  # type: ignore[no-untyped-call]
+    return result
+
+
+def composite(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+) -> Tensor:
+    """The same result by stock operators, differentiable any number of times."""
+    scale, shift = (None if t is None else t.reshape(-1) for t in (weight, bias))
+    rows = x.movedim(1, -1)  # (M, C, H, W, N), in memory as it is here where x is batch-last
+    merged = rows.reshape(1, -1, rows[0, 0].numel())
+    y = F.batch_norm(merged, None, None, scale, shift, True, 0.0, eps).view(rows.shape).movedim(-1, 1)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = torch.empty_like(x)
+        mean, inv, variance = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(3))
+        flat = [None if t is None else t.contiguous() for t in (weight, bias)]
+        torch.ops.bsfast.batch_norm_out(x, *flat, residual, y, mean, inv, variance, eps, relu)
+        ctx.save_for_backward(x, weight, bias, residual if relu else None, y if relu else None, mean, inv)
+        ctx.eps, ctx.relu = eps, relu
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, _bias, _residual, y, mean, inv = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # exactly under create_graph
+            return (*_differentiable_grads(ctx, needs, grad), None, None)
+        same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
+        x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+        residual_grad = torch.empty_like(x) if ctx.relu and needs[3] else None
+        torch.ops.bsfast.batch_norm_grad_out(
+            x,
+            x if y is None else y,
+            same,
+            None if weight is None else weight.contiguous(),
+            mean,
+            inv,
+            x_grad,
+            weight_grad,
+            bias_grad,
+            residual_grad,
+            ctx.relu,
+        )
+        grads = (x_grad, weight_grad, bias_grad, residual_grad if ctx.relu else same)
+        return (*(own if needed else None for own, needed in zip(grads, needs, strict=True)), None, None)
+
+
+def _differentiable_grads(ctx: Any, needs: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
+    x, weight, bias, residual, *_ = ctx.saved_tensors
+    y = composite(x, weight, bias, residual, ctx.eps, ctx.relu)
+    inputs = [t for t, needed in zip((x, weight, bias, residual), needs, strict=True) if needed and t is not None]
+    grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True) if inputs else ())
+    # Without a ReLU the residual's gradient is the result's, and the residual was not kept.
+    last = grad if needs[3] and residual is None else None
+    own = [next(grads) if needed else None for needed in needs[:3]]
+    return [*own, next(grads, last) if needs[3] else None]

@@ -1,0 +1,64 @@
+// Batch normalisation with the statistics of the batch, a residual and a ReLU, one version per instruction set.
+#pragma once
+
+#include "isa.h"
+#include "shape.h"
+
+namespace bsfast {
+
+// A channel of a branch is `repeats` pieces of `length` elements; what is in between belongs to other channels. On
+// batch-last memory it is one piece of H W N elements, on contiguous memory N pieces of H W.
+struct ChannelShape {
+  int64_t branches, repeats, channels, length;
+
+  int64_t units() const { return branches * channels; }
+};
+
+// y = act(weight (x - mean) inv + bias + residual), with mean and inv = 1 / sqrt(variance + eps) of each channel of
+// each branch over all its elements; act is ReLU or nothing. A channel of a branch is a unit of parallel work.
+template <class T>
+struct BatchNormForward {
+  const T *x, *weight, *bias, *residual;  // weight and bias [M, C] or null; residual as x, or null
+  T *y, *mean, *inv, *variance;           // statistics [M, C]; the variance is divided by the number of elements
+  double eps;
+  bool relu;
+};
+
+// Gradients of the above. With a ReLU, the gradient passes where y > 0; that is also the residual's gradient.
+template <class T>
+struct BatchNormBackward {
+  const T *x, *y, *grad, *weight, *mean, *inv;  // y is read with a ReLU only
+  T *x_grad, *weight_grad, *bias_grad;          // weight's and bias's [M, C]
+  T* residual_grad;                             // as x, or null
+  bool relu;
+};
+
+template <class T>
+struct BatchNorm {
+  // Compute the units [begin, end).
+  void (*forward)(const ChannelShape&, const BatchNormForward<T>&, int64_t begin, int64_t end);
+  void (*backward)(const ChannelShape&, const BatchNormBackward<T>&, int64_t begin, int64_t end);
+};
+
+#define BSFAST_DECLARE(isa)  \
+  namespace isa {            \
+  template <class T>         \
+  BatchNorm<T> batch_norm(); \
+  }
+BSFAST_DECLARE(baseline)
+#if BSFAST_X86
+BSFAST_DECLARE(avx2)
+BSFAST_DECLARE(avx512)
+#endif
+#undef BSFAST_DECLARE
+
+template <class T>
+BatchNorm<T> batch_norm([[maybe_unused]] Isa isa) {
+#if BSFAST_X86
+  if (isa == Isa::avx512) return avx512::batch_norm<T>();
+  if (isa == Isa::avx2) return avx2::batch_norm<T>();
+#endif
+  return baseline::batch_norm<T>();
+}
+
+}  // namespace bsfast

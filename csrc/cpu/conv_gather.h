@@ -1,0 +1,66 @@
+// Convolution and its input gradient of M branches, one version per instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "cpu/axis.h"
+#include "isa.h"
+#include "shape.h"
+
+namespace bsfast {
+
+// Both are sums over shifted source rows (axis.h): of the input for a convolution, of the output's gradient for its
+// transpose. Target rows of all images, in the order (branch, repeat, group, chunk of samples, row), are the units of
+// parallel work.
+struct GatherPlan {
+  ConvShape shape;
+  bool transposed;
+  Axis rows, columns;
+
+  GatherPlan(const ConvShape& shape, bool transposed)
+      : shape(shape), transposed(transposed), rows(axis(shape, transposed, 0)), columns(axis(shape, transposed, 1)) {}
+
+  int64_t source_channels() const { return transposed ? shape.out_channels : shape.in_channels; }
+  int64_t target_channels() const { return transposed ? shape.in_channels : shape.out_channels; }
+
+ private:
+  static Axis axis(const ConvShape& s, bool transposed, int i) {
+    const int64_t in = s.size[i], out = s.out_size(i);
+    return {transposed ? out : in, transposed ? in : out, s.kernel[i], s.stride[i],
+            s.padding[i],          s.dilation[i],         transposed};
+  }
+};
+
+template <class T>
+struct Gather {
+  int64_t (*units)(const GatherPlan&);         // how many units of work there are
+  size_t (*scratch_bytes)(const GatherPlan&);  // memory that one worker needs, 64-byte aligned
+  // Computes the units [begin, end).
+  void (*run)(const GatherPlan&, const T* source,  // [M or 1, repeats, channels, rows, columns, samples]
+              const T* weight,                     // [M, groups * C_out, C_in, kH, kW]
+              T* target,                           // as source, with the target's channels and sizes
+              void* scratch, int64_t begin, int64_t end);
+};
+
+#define BSFAST_DECLARE(isa) \
+  namespace isa {           \
+  template <class T>        \
+  Gather<T> gather();       \
+  }
+BSFAST_DECLARE(baseline)
+#if BSFAST_X86
+BSFAST_DECLARE(avx2)
+BSFAST_DECLARE(avx512)
+#endif
+#undef BSFAST_DECLARE
+
+template <class T>
+Gather<T> gather([[maybe_unused]] Isa isa) {
+#if BSFAST_X86
+  if (isa == Isa::avx512) return avx512::gather<T>();
+  if (isa == Isa::avx2) return avx2::gather<T>();
+#endif
+  return baseline::gather<T>();
+}
+
+}  // namespace bsfast

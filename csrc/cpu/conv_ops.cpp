@@ -1,0 +1,155 @@
+// The convolution operators that bsfast/ops declares, on LibTorch's stable ABI.
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "cpu/conv_gather.h"
+#include "cpu/conv_weight_grad.h"
+#include "cpu/tensors.h"
+#include "shape.h"
+
+namespace bsfast {
+namespace {
+
+template <class T>
+void run_gather(const char* op, const GatherPlan& plan, const Tensor& source, const Tensor& weight, Tensor& target) {
+  static const Gather<T> kernel = gather<T>(chosen_isa(op));
+  const T *in = data<T>(source), *w = data<T>(weight);
+  T* out = static_cast<T*>(target.mutable_data_ptr());
+  torch::stable::parallel_for(0, kernel.units(plan), 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(op, kernel.scratch_bytes(plan));
+    kernel.run(plan, in, w, out, scratch.get(), begin, end);
+  });
+}
+
+template <class T>
+void run_weight_grad(const char* op, const WeightGradPlan& plan, const Tensor& x, const Tensor& grad, Tensor& out) {
+  static const WeightGrad<T> kernel = weight_grad<T>(chosen_isa(op));
+  const T *in = data<T>(x), *g = data<T>(grad);
+  T* sum = static_cast<T*>(out.mutable_data_ptr());
+  const int64_t parts = kernel.parts(plan), numel = out.numel();
+  if (parts == 0) {  // a sum over no samples
+    std::memset(sum, 0, size_t(numel) * sizeof(T));
+    return;
+  }
+  const Scratch partial = allocate(op, parts > 1 ? size_t(parts * numel) * sizeof(T) : 0);
+  T* to = parts > 1 ? static_cast<T*>(partial.get()) : sum;
+  torch::stable::parallel_for(0, kernel.units(plan), 1, [&](int64_t begin, int64_t end) {
+    const Scratch scratch = allocate(op, kernel.scratch_bytes(plan));
+    kernel.run(plan, in, g, to, scratch.get(), begin, end);
+  });
+  if (parts == 1) return;
+  std::memcpy(sum, to, size_t(numel) * sizeof(T));
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < numel; ++i) sum[i] += to[part * numel + i];
+}
+
+// Sizes of a convolution with input `x_size` ((M, N, C, H, W), or (N, C, H, W) if shared) and weights `w_size`.
+template <class Sizes>
+ConvShape describe(const char* op, const Sizes& x_size, const Sizes& w_size, const Ints& stride, const Ints& padding,
+                   const Ints& dilation, int64_t groups) {
+  STD_TORCH_CHECK(x_size.size() == 4 || x_size.size() == 5, op, ": x must have 4 or 5 axes, got ", x_size.size());
+  STD_TORCH_CHECK(w_size.size() == 5, op, ": weight must have 5 axes, got ", w_size.size());
+  for (const Ints* pair : {&stride, &padding, &dilation})
+    STD_TORCH_CHECK(pair->size() == 2, op, ": stride, padding and dilation must be pairs, got ", to_string(*pair));
+  const size_t d = x_size.size();
+  for (int axis : {0, 1})
+    STD_TORCH_CHECK(stride[axis] >= 1 && padding[axis] >= 0 && dilation[axis] >= 1, op,
+                    ": stride and dilation must be at least 1 and padding at least 0, got ", to_string(stride), ", ",
+                    to_string(dilation), " and ", to_string(padding));
+  STD_TORCH_CHECK(groups >= 1 && w_size[1] % groups == 0, op, ": groups must divide the ", w_size[1],
+                  " output channels, got ", groups);
+  ConvShape s{w_size[0], 1, x_size[d - 4], groups, w_size[2], w_size[1] / groups, {}, {}, {}, {}, {}, d == 4};
+  for (int axis : {0, 1}) {
+    s.size[axis] = x_size[d - 2 + axis];
+    s.kernel[axis] = w_size[3 + axis];
+    s.stride[axis] = stride[axis];
+    s.padding[axis] = padding[axis];
+    s.dilation[axis] = dilation[axis];
+    STD_TORCH_CHECK(s.kernel[axis] >= 1, op, ": the kernel must have taps, got weight ", to_string(w_size));
+  }
+  STD_TORCH_CHECK(x_size[d - 3] == groups * s.in_channels && (s.shared_input || x_size[0] == s.branches), op,
+                  ": x must match weight ", to_string(w_size), " in branches and channels, got ", to_string(x_size));
+  return s;
+}
+
+Ints result_size(const ConvShape& s) {
+  return {s.branches, s.samples, s.groups * s.out_channels, s.out_size(0), s.out_size(1)};
+}
+
+// The samples are innermost in memory in both activations, or outermost in both; says which by moving them.
+void choose_order(const char* op, ConvShape& s, const Tensor& a, const char* a_name, const Tensor& b,
+                  const char* b_name) {
+  if (a.is_contiguous() && b.is_contiguous()) {
+    std::swap(s.repeats, s.samples);
+    return;
+  }
+  check_batch_last(a, op, a_name);
+  check_batch_last(b, op, b_name);
+}
+
+void check_weight(const char* op, const Tensor& weight, const char* name) {
+  STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous(), op, ": ", name,
+                  " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
+}
+
+void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, Ints padding, Ints dilation,
+                int64_t groups) {
+  constexpr const char* op = "conv2d_out";
+  check_weight(op, weight, "weight");
+  ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  check_size(op, "out", out, result_size(s));
+  check_kinds(op, x, weight, out);
+  if (out.numel() == 0) return;
+  choose_order(op, s, x, "x", out, "out");
+  const GatherPlan plan(s, false);
+  x.scalar_type() == ScalarType::Float ? run_gather<float>(op, plan, x, weight, out)
+                                       : run_gather<double>(op, plan, x, weight, out);
+}
+
+void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out, Ints stride, Ints padding,
+                           Ints dilation, int64_t groups) {
+  constexpr const char* op = "conv2d_input_grad_out";
+  check_weight(op, weight, "weight");
+  ConvShape s = describe(op, out.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  check_size(op, "grad", grad, result_size(s));
+  check_kinds(op, grad, weight, out);
+  if (out.numel() == 0) return;
+  if (s.shared_input) {
+    // Summed over branches: their channels are those of one branch, which batch-last memory holds side by side.
+    STD_TORCH_CHECK(groups == 1, op, ": groups must be 1 for a shared input, got ", groups);
+    check_batch_last(grad, op, "grad");
+    check_batch_last(out, op, "out");
+    s.out_channels *= s.branches;
+    s.branches = 1;
+    s.shared_input = false;
+  } else {
+    choose_order(op, s, grad, "grad", out, "out");
+  }
+  const GatherPlan plan(s, true);
+  grad.scalar_type() == ScalarType::Float ? run_gather<float>(op, plan, grad, weight, out)
+                                          : run_gather<double>(op, plan, grad, weight, out);
+}
+
+void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Ints stride, Ints padding, Ints dilation,
+                            int64_t groups) {
+  constexpr const char* op = "conv2d_weight_grad_out";
+  check_weight(op, out, "out");
+  ConvShape s = describe(op, x.sizes(), out.sizes(), stride, padding, dilation, groups);
+  check_size(op, "grad", grad, result_size(s));
+  check_kinds(op, x, grad, out);
+  if (out.numel() == 0) return;
+  choose_order(op, s, x, "x", grad, "grad");
+  const WeightGradPlan plan(s);
+  x.scalar_type() == ScalarType::Float ? run_weight_grad<float>(op, plan, x, grad, out)
+                                       : run_weight_grad<double>(op, plan, x, grad, out);
+}
+
+}  // namespace
+}  // namespace bsfast
+
+STABLE_TORCH_LIBRARY_IMPL(bsfast, CPU, library) {
+  library.impl("conv2d_out", TORCH_BOX(&bsfast::conv2d_out));
+  library.impl("conv2d_input_grad_out", TORCH_BOX(&bsfast::conv2d_input_grad_out));
+  library.impl("conv2d_weight_grad_out", TORCH_BOX(&bsfast::conv2d_weight_grad_out));
+}

@@ -1,0 +1,57 @@
+// Weight gradient of the convolution of M branches, one version per instruction set.
+#pragma once
+
+#include <cstddef>
+
+#include "cpu/axis.h"
+#include "isa.h"
+#include "shape.h"
+
+namespace bsfast {
+
+struct WeightGradPlan {
+  ConvShape shape;
+  Axis rows, columns;
+
+  explicit WeightGradPlan(const ConvShape& s)
+      : shape(s),
+        rows(s.size[0], s.out_size(0), s.kernel[0], s.stride[0], s.padding[0], s.dilation[0], false),
+        columns(s.size[1], s.out_size(1), s.kernel[1], s.stride[1], s.padding[1], s.dilation[1], false) {}
+};
+
+// Each part of a branch's output rows gives one partial sum; the parts depend on the shape alone, so that the result
+// does not depend on the number of workers. A part of a group of a branch is a unit of parallel work.
+template <class T>
+struct WeightGrad {
+  int64_t (*parts)(const WeightGradPlan&);  // of each branch
+  int64_t (*units)(const WeightGradPlan&);
+  size_t (*scratch_bytes)(const WeightGradPlan&);  // memory that one worker needs, 64-byte aligned
+  // Computes the units [begin, end).
+  void (*run)(const WeightGradPlan&, const T* x,  // [M or 1, repeats, groups * C_in, H, W, samples]
+              const T* grad,                      // [M, repeats, groups * C_out, H_out, W_out, samples]
+              T* partial,                         // [parts, M, groups * C_out, C_in, kH, kW]
+              void* scratch, int64_t begin, int64_t end);
+};
+
+#define BSFAST_DECLARE(isa)    \
+  namespace isa {              \
+  template <class T>           \
+  WeightGrad<T> weight_grad(); \
+  }
+BSFAST_DECLARE(baseline)
+#if BSFAST_X86
+BSFAST_DECLARE(avx2)
+BSFAST_DECLARE(avx512)
+#endif
+#undef BSFAST_DECLARE
+
+template <class T>
+WeightGrad<T> weight_grad([[maybe_unused]] Isa isa) {
+#if BSFAST_X86
+  if (isa == Isa::avx512) return avx512::weight_grad<T>();
+  if (isa == Isa::avx2) return avx2::weight_grad<T>();
+#endif
+  return baseline::weight_grad<T>();
+}
+
+}  // namespace bsfast

@@ -1,0 +1,220 @@
+// The three convolution kernels of every instruction set of this host against plain loops, without torch. All memory is
+// allocated in its exact size, so that a sanitizer sees an access beyond it; work is split unevenly, as parallel_for
+// may.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "cpu/conv_gather.h"
+#include "cpu/conv_weight_grad.h"
+
+namespace {
+
+using bsfast::ConvShape;
+using bsfast::Isa;
+
+// Exact number of elements, NaN at first, at an address that is a multiple of `alignment`, but of no more.
+template <class T>
+struct Memory {
+  T* data;
+  int64_t count;
+  Memory(int64_t count, size_t alignment) : count(count) {
+    void* p = nullptr;
+    if (posix_memalign(&p, alignment, size_t(count) * sizeof(T)) != 0) std::abort();
+    data = static_cast<T*>(p);
+    for (int64_t i = 0; i < count; ++i) data[i] = std::numeric_limits<T>::quiet_NaN();
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { std::free(data); }
+};
+
+// Every multiply-add of a convolution: add(index in x, in weight, in the output).
+template <class Add>
+void each_product(const ConvShape& s, Add add) {
+  const int64_t height = s.out_size(0), width = s.out_size(1);
+  for (int64_t m = 0; m < s.branches; ++m)
+    for (int64_t r = 0; r < s.repeats; ++r)
+      for (int64_t o = 0; o < s.groups * s.out_channels; ++o)
+        for (int64_t h = 0; h < height; ++h)
+          for (int64_t w = 0; w < width; ++w)
+            for (int64_t c = 0; c < s.in_channels; ++c)
+              for (int64_t i = 0; i < s.kernel[0]; ++i)
+                for (int64_t j = 0; j < s.kernel[1]; ++j) {
+                  const int64_t row = h * s.stride[0] + i * s.dilation[0] - s.padding[0];
+                  const int64_t column = w * s.stride[1] + j * s.dilation[1] - s.padding[1];
+                  if (row < 0 || row >= s.size[0] || column < 0 || column >= s.size[1]) continue;
+                  const int64_t image = s.shared_input ? r : m * s.repeats + r;
+                  const int64_t channel = image * s.groups * s.in_channels + o / s.out_channels * s.in_channels + c;
+                  const int64_t x = ((channel * s.size[0] + row) * s.size[1] + column) * s.samples;
+                  const int64_t target = m * s.repeats + r;
+                  const int64_t y = (((target * s.groups * s.out_channels + o) * height + h) * width + w) * s.samples;
+                  const int64_t tap = i * s.kernel[1] + j;
+                  const int64_t weight = ((m * s.groups * s.out_channels + o) * s.in_channels + c) * s.taps() + tap;
+                  for (int64_t n = 0; n < s.samples; ++n) add(x + n, weight, y + n);
+                }
+}
+
+// Sums of products and the number of their terms.
+struct Sums {
+  std::vector<double> value;
+  std::vector<int> terms;
+  explicit Sums(int64_t count) : value(size_t(count)), terms(size_t(count)) {}
+  void add(int64_t at, double product) {
+    value[size_t(at)] += product;
+    ++terms[size_t(at)];
+  }
+};
+
+// Largest error of a result, in machine epsilons times the number of terms (products of standard normals).
+template <class T>
+double error_of(const T* result, const Sums& truth) {
+  double worst = 0;
+  for (size_t i = 0; i < truth.value.size(); ++i) {
+    const double bound = std::numeric_limits<T>::epsilon() * (truth.terms[i] + 1e-9);
+    const double error = std::fabs(double(result[i]) - truth.value[i]) / bound;
+    if (!(error <= worst)) worst = error;
+    if (std::isnan(worst)) break;
+  }
+  return worst;
+}
+
+template <class T>
+struct Problem {
+  const ConvShape& s;
+  Memory<T> x, weight, y;
+  Sums x_sums, weight_sums, y_sums;
+
+  explicit Problem(const ConvShape& s)
+      : s(s),
+        x((s.shared_input ? 1 : s.branches) * images(s, s.in_channels) * s.size[0] * s.size[1], sizeof(void*)),
+        weight(s.branches * s.weights(), sizeof(void*)),
+        y(s.branches * images(s, s.out_channels) * s.out_size(0) * s.out_size(1), sizeof(void*)),
+        x_sums(x.count),
+        weight_sums(weight.count),
+        y_sums(y.count) {
+    std::mt19937 random(1);
+    std::normal_distribution<double> normal;
+    for (Memory<T>* memory : {&x, &weight, &y})
+      for (int64_t i = 0; i < memory->count; ++i) memory->data[i] = T(normal(random));
+    each_product(s, [&](int64_t xi, int64_t wi, int64_t yi) {
+      y_sums.add(yi, double(x.data[xi]) * double(weight.data[wi]));
+      x_sums.add(xi, double(y.data[yi]) * double(weight.data[wi]));
+      weight_sums.add(wi, double(x.data[xi]) * double(y.data[yi]));
+    });
+  }
+
+  static int64_t images(const ConvShape& s, int64_t channels) { return s.repeats * s.groups * channels * s.samples; }
+};
+
+// Runs the units of a kernel as uneven shares of some workers, each with its own scratch.
+template <class Run>
+void share(int64_t units, size_t scratch_bytes, int64_t workers, Run run) {
+  for (int64_t worker = 0; worker < workers; ++worker) {
+    const int64_t begin = units * worker * worker / (workers * workers);
+    const int64_t end = units * (worker + 1) * (worker + 1) / (workers * workers);
+    Memory<unsigned char> scratch(int64_t(scratch_bytes), 64);
+    for (int64_t i = 0; i < scratch.count; ++i) scratch.data[i] = 0xff;  // NaN, and no row of an image
+    if (begin < end) run(scratch.data, begin, end);
+  }
+}
+
+template <class T>
+double convolution(const Problem<T>& p, Isa isa, int64_t workers) {
+  const auto kernel = bsfast::gather<T>(isa);
+  const bsfast::GatherPlan plan(p.s, false);
+  Memory<T> out(p.y.count, sizeof(void*));
+  share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
+    kernel.run(plan, p.x.data, p.weight.data, out.data, scratch, begin, end);
+  });
+  return error_of(out.data, p.y_sums);
+}
+
+template <class T>
+double input_grad(const Problem<T>& p, Isa isa, int64_t workers) {
+  ConvShape s = p.s;
+  if (s.shared_input) {  // as ops.cpp: the channels of all branches are those of one
+    if (s.groups > 1 || s.repeats > 1) return 0;
+    s.out_channels *= s.branches;
+    s.branches = 1;
+    s.shared_input = false;
+  }
+  const auto kernel = bsfast::gather<T>(isa);
+  const bsfast::GatherPlan plan(s, true);
+  Memory<T> out(p.x.count, sizeof(void*));
+  share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
+    kernel.run(plan, p.y.data, p.weight.data, out.data, scratch, begin, end);
+  });
+  return error_of(out.data, p.x_sums);
+}
+
+template <class T>
+double weight_grad(const Problem<T>& p, Isa isa, int64_t workers) {
+  const auto kernel = bsfast::weight_grad<T>(isa);
+  const bsfast::WeightGradPlan plan(p.s);
+  const int64_t parts = kernel.parts(plan);
+  Memory<T> partial(parts * p.weight.count, sizeof(void*));
+  share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
+    kernel.run(plan, p.x.data, p.y.data, partial.data, scratch, begin, end);
+  });
+  for (int64_t i = p.weight.count; i < partial.count; ++i) partial.data[i % p.weight.count] += partial.data[i];
+  return error_of(partial.data, p.weight_sums);
+}
+
+template <class T>
+int failures_of(const ConvShape& s) {
+  const Problem<T> problem(s);
+  int failures = 0;
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (isa > bsfast::best_isa()) continue;
+    for (int64_t workers : {1, 2, 5}) {
+      const double errors[] = {convolution(problem, isa, workers), input_grad(problem, isa, workers),
+                               weight_grad(problem, isa, workers)};
+      for (int i = 0; i < 3; ++i)
+        if (!(errors[i] <= 4)) {
+          ++failures;
+          const char* names[] = {"convolution", "input gradient", "weight gradient"};
+          std::printf("%s on %s, %d bytes, %d workers: error %g\n", names[i], bsfast::isa_name(isa), int(sizeof(T)),
+                      int(workers), errors[i]);
+        }
+    }
+  }
+  if (failures > 0)
+    std::printf("... with M=%d, N=%d * %d, %d groups of %d to %d channels, %dx%d, kernel %dx%d\n", int(s.branches),
+                int(s.repeats), int(s.samples), int(s.groups), int(s.in_channels), int(s.out_channels), int(s.size[0]),
+                int(s.size[1]), int(s.kernel[0]), int(s.kernel[1]));
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  const ConvShape cases[] = {
+      // M, repeats, samples, groups, C_in, C_out, size, kernel, stride, padding, dilation, shared
+      {1, 1, 1, 1, 1, 1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false},
+      {2, 1, 16, 1, 3, 8, {4, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},
+      {3, 1, 17, 1, 2, 9, {5, 4}, {3, 3}, {1, 1}, {1, 0}, {1, 1}, false},
+      {2, 1, 33, 1, 5, 3, {1, 1}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},
+      {2, 1, 5, 1, 2, 4, {2, 3}, {3, 3}, {1, 1}, {2, 3}, {1, 1}, true},
+      {1, 1, 40, 1, 70, 2, {3, 33}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},   // chunks of samples
+      {1, 1, 35, 1, 2, 70, {3, 66}, {3, 3}, {1, 2}, {1, 1}, {1, 1}, false},   // and in the gradient of the input
+      {2, 1, 3, 1, 90, 2, {4, 220}, {5, 1}, {1, 1}, {2, 0}, {1, 1}, false},   // fewer samples than lanes
+      {2, 1, 31, 1, 4, 17, {6, 2}, {3, 3}, {2, 2}, {1, 2}, {1, 1}, false},    // strides
+      {2, 1, 18, 1, 2, 6, {5, 4}, {1, 1}, {2, 3}, {0, 0}, {1, 1}, false},     // most of the input is not read
+      {3, 1, 9, 1, 3, 12, {8, 9}, {3, 2}, {2, 3}, {4, 2}, {3, 2}, false},     // dilation
+      {2, 1, 19, 1, 3, 13, {7, 8}, {2, 4}, {3, 2}, {0, 3}, {2, 1}, true},     // shared input
+      {2, 1, 20, 3, 2, 5, {4, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},     // groups
+      {2, 1, 17, 5, 1, 1, {4, 5}, {3, 3}, {2, 1}, {1, 1}, {1, 1}, true},      // depthwise, shared input
+      {3, 4, 1, 2, 3, 7, {5, 18}, {3, 5}, {1, 1}, {1, 2}, {1, 1}, false},     // contiguous
+      {2, 5, 1, 1, 4, 8, {9, 35}, {3, 3}, {2, 3}, {1, 0}, {1, 2}, false},     // with strides
+      {2, 3, 1, 1, 3, 6, {6, 17}, {2, 3}, {1, 2}, {1, 1}, {1, 1}, true},      // and shared input
+      {1, 20, 1, 1, 2, 4, {1, 2}, {5, 3}, {1, 1}, {2, 4}, {1, 1}, false},     // kernel larger than the image
+      {1, 1, 130, 1, 8, 9, {3, 20}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}};  // blocks of a line
+  int failures = 0;
+  for (const ConvShape& s : cases) failures += failures_of<float>(s) + failures_of<double>(s);
+  std::printf("%d failures on %s\n", failures, bsfast::isa_name(bsfast::best_isa()));
+  return failures != 0;
+}

@@ -1,0 +1,145 @@
+"""Batch normalisation, sum and ReLU that run as one step: where they are joined, and that nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bsfast
+from bsfast.reference import ReferenceBranched
+from tests.cases import in_order
+
+
+class Block(nn.Module):
+    """A residual block whose last lines are given."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn = nn.BatchNorm2d(3)
+        self.other = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.end = end
+
+    def forward(self, x):
+        return self.end(self, x, self.conv(x))
+
+
+def twice(_m, value):
+    return value * torch.relu(value)
+
+
+JOINED = {
+    "relu module": lambda m, _x, y: m.relu(m.bn(y)),
+    "F.relu": lambda m, _x, y: F.relu(m.bn(y), inplace=True),
+    "method": lambda m, _x, y: m.bn(y).relu(),
+    "sum": lambda m, x, y: m.bn(y) + x,
+    "sum and relu": lambda m, x, y: torch.relu(x + m.bn(y)),
+    "in place": lambda m, x, y: F.relu_(m.bn(y).add_(x)),
+    "sum used twice": lambda m, x, y: twice(m, m.bn(y) + x),
+    "two of them": lambda m, x, y: m.relu(m.bn(y) + m.other(x)),
+    "one after the other": lambda m, _x, y: m.relu(m.other(m.relu(m.bn(y)))),
+}
+APART = {
+    "used twice": lambda m, _x, y: twice(m, m.bn(y)),
+    "with itself": lambda m, _x, y: torch.add(*[m.bn(y)] * 2),
+    "scaled sum": lambda m, x, y: torch.add(m.bn(y), x, alpha=2),
+    "constant": lambda m, _x, y: m.bn(y) + 1.0,
+    "another activation": lambda m, _x, y: torch.tanh(m.bn(y)),
+    "normalisation alone": lambda m, _x, y: m.bn(y),
+}
+
+
+def fused_and_truth(end, branches=3):
+    torch.manual_seed(0)
+    modules = [Block(end).double() for _ in range(branches)]
+    return bsfast.fuse(copy.deepcopy(modules)), ReferenceBranched(modules)
+
+
+def chains(net):
+    return [step for program in net._programs.values() for step in program.schedule if step.op == "chain"]
+
+
+def check(net, truth, x):
+    for training in (True, False):
+        net.train(training)
+        truth.train(training)
+        own, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, expected = net(own), truth(wanted)
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+        grad = torch.randn_like(y)
+        y.backward(grad)
+        expected.backward(grad)
+        torch.testing.assert_close(own.grad, wanted.grad, rtol=1e-9, atol=1e-9)
+    plain = bsfast.unfuse(net)
+    for got, branch in zip(plain, truth.branches, strict=True):
+        for name, tensor in branch.state_dict().items():
+            torch.testing.assert_close(got.state_dict()[name], tensor, rtol=1e-10, atol=1e-10)
+    for name, parameter in net.named_parameters():
+        for k, branch in enumerate(truth.branches):
+            expected = dict(branch.named_parameters())[name].grad
+            if expected is not None:
+                torch.testing.assert_close(parameter.grad[k], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [17, 4])
+@pytest.mark.parametrize("name", [*JOINED, *APART])
+def test_chains_compute_what_their_steps_do(name, samples):
+    net, truth = fused_and_truth((JOINED | APART)[name])
+    check(net, truth, torch.randn(samples, 3, 6, 5, dtype=torch.float64))
+    assert bool(chains(net)) == (name in JOINED)
+
+
+def test_a_chain_has_the_sum_and_the_relu():
+    net, _ = fused_and_truth(JOINED["two of them"])
+    net(torch.randn(17, 3, 6, 5, dtype=torch.float64))
+    (chain,) = {step.target.parts[0].target: step.target for step in chains(net)}.values()
+    assert (chain.residual, chain.relu) == (True, True)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 6, 5), (17, 3, 1, 1)])
+def test_a_residual_that_is_broadcast_runs_step_by_step(shape):
+    net, truth = fused_and_truth(lambda m, x, y: F.relu(m.bn(y) + x[: shape[0], :, : shape[2], : shape[3]]))
+    check(net, truth, torch.randn(17, 3, 6, 5, dtype=torch.float64))
+    assert chains(net)
+
+
+def test_a_hook_inside_a_chain_fires():
+    net, _ = fused_and_truth(JOINED["relu module"])
+    seen = []
+    net.get_submodule("bn").register_forward_hook(lambda _m, _args, y: seen.append(y.detach().min().item()))
+    net(torch.randn(17, 3, 6, 5, dtype=torch.float64))
+    assert len(seen) == 1
+    assert seen[0] < 0
+
+
+def test_chains_go_through_function_transforms():
+    net, truth = fused_and_truth(JOINED["sum and relu"])
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    net.eval()
+    truth.eval()
+    got = torch.func.hessian(lambda t: net(t).square().sum())(x[:1])
+    expected = torch.func.hessian(lambda t: truth(t).square().sum())(x[:1])
+    torch.testing.assert_close(got, expected)
+
+
+def test_double_backward_through_a_chain_in_train_mode_updates_statistics_once():
+    net, truth = fused_and_truth(JOINED["sum and relu"])
+    x = in_order(torch.randn(17, 3, 4, 4, dtype=torch.float64), "contiguous")
+    results = []
+    for module in (net, truth):
+        own = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(module(own).square().sum(), own, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), own)
+        results.append((grad, second))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-8)
+    assert net.get_submodule("bn").num_batches_tracked.tolist() == [1, 1, 1]
+
+
+def test_errors_in_a_chain_name_the_normalisation():
+    net, _ = fused_and_truth(JOINED["relu module"])
+    net.get_submodule("bn").weight = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"at node 'bn': batch_norm: x must have C=4 channels, got \(3, 17, 3, 6, 5\)"):
+        net(torch.randn(17, 3, 6, 5, dtype=torch.float64))
