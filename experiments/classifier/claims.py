@@ -2,7 +2,7 @@
 
 The claims are about trained networks. Where a network's test accuracy is less than a fifth of the way from chance to 1
 (28 % for ten classes), no claim about it but the one that its sum classifies is judged, whichever way the numbers
-point.
+point; that more branches classify better is judged if one of the two networks has learnt.
 """
 
 from __future__ import annotations
@@ -135,22 +135,26 @@ def find(criterion: Criterion, case: Case) -> Finding:
     finding = criterion.measure(case)
     reasons = [not_learnt(case.models[size].outputs, case.labels) for size in needs]
     reason = next(filter(None, reasons), None)
-    if reason is None or criterion.measure is sum_classifies:
+    # That many branches stay at chance where few learn contradicts "more is better" in the clearest way.
+    judged = criterion.measure is sum_classifies or (criterion.measure is more_is_better and not all(reasons))
+    if reason is None or judged:
         return finding
     return finding._replace(text=f"{finding.text}; {reason}", holds=None)
 
 
 def describe(findings: Sequence[Finding]) -> str:
     """Put the numbers of all seeds, their mean and their spread into words."""
-    numbers = [finding.number for finding in findings if math.isfinite(finding.number)]
+    judged = [finding for finding in findings if finding.holds is not None and math.isfinite(finding.number)]
+    numbers = [finding.number for finding in judged]
     first = findings[0].text
     if len(findings) == 1 or not numbers:
         return first
-    held = [finding.holds for finding in findings].count(True)
+    held = sum(bool(finding.holds) for finding in judged)
     spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+    untold = f"; {len(findings) - len(judged)} cannot tell" if len(judged) < len(findings) else ""
     return (
         f"{statistics.mean(numbers):.3g} ± {spread:.2g} (mean, standard deviation over {len(numbers)} seeds; met with "
-        f"{held} of {len(findings)}); first seed: {first}"
+        f"{held} of {len(judged)}{untold}); first seed: {first}"
     )
 
 
@@ -233,7 +237,8 @@ def inter_class(case: Case) -> Finding:
 def intra_class(case: Case) -> Finding:
     """Classes whose samples two active branches rank differently."""
     found = measure.intra_class_classes(case.outputs, case.labels)
-    return Finding(len(found), f"{len(found)} of {case.outputs.shape[2]} classes", len(found) >= 3)
+    holds = len(found) >= 3 if case.counts()[case.main][0] > 1 else None
+    return Finding(len(found), f"{len(found)} of {case.outputs.shape[2]} classes", holds)
 
 
 def tops_differ(case: Case) -> Finding:
@@ -241,14 +246,15 @@ def tops_differ(case: Case) -> Finding:
     if case.main < 2 or not case.gallery:
         return Finding(math.nan, "needs two branches", None)
     pair = measure.most_informative(case.outputs, case.labels, case.gallery)
-    parts, met, largest = [], [], 0.0
+    parts, met, correlations = [], [], []
     for label in case.gallery:
         count = top_count(case.labels, label, _TOP)
         ranking = measure.rank(case.outputs, case.labels, label, pair, count)
         met.append(ranking.overlap <= 0.3 * count and ranking.spearman < 0.5)
-        largest = max(largest, ranking.spearman)
+        correlations.append(ranking.spearman)
         parts.append(f"{ranking.overlap} of {count} in both, rank correlation {ranking.spearman:.2f}")
-    return Finding(largest, f"branches {pair[0] + 1} and {pair[1] + 1}: {'; '.join(parts)}", all(met))
+    holds = None if any(map(math.isnan, correlations)) else all(met)
+    return Finding(max(correlations), f"branches {pair[0] + 1} and {pair[1] + 1}: {'; '.join(parts)}", holds)
 
 
 def few_fitted(case: Case) -> Finding:
@@ -257,11 +263,16 @@ def few_fitted(case: Case) -> Finding:
         return Finding(math.nan, "not measured", None)
     share = float(case.equilibrium["fitted_samples"])
     zero, orthogonal = (statistics.mean(case.equilibrium[name]) for name in ("distributive_zero", "orthogonal"))
-    text = (
-        f"{share:.1%} of the samples have |dL/df| < 1e-3 (mean {case.equilibrium['gradient_norm']:.3f}); of the other "
-        f"samples' pairs with a stem weight, {zero:.1%} have no response, {orthogonal:.1%} an orthogonal one"
-    )
+    text = f"{share:.1%} of the samples have |dL/df| < 1e-3 (mean {case.equilibrium['gradient_norm']:.3f})"
+    if share < 1:
+        text += f"; of the others' pairs with a stem weight, {zero:.1%} have no response, "
+        text += f"{orthogonal:.1%} an orthogonal one"
     return Finding(share, text, share <= 0.1)
+
+
+def hessian_elsewhere(_case: Case) -> Finding:
+    """The Hessian of a classifier is not computed here."""
+    return Finding(math.nan, "the toys test it; a classifier's Hessian is not computed yet", None)
 
 
 def sum_classifies(case: Case) -> Finding:
@@ -285,7 +296,7 @@ CRITERIA = (
         "Branches come to serve fewer classes: the mean selectivity, weighted by energy, rises in training.",
         specialized,
     ),
-    Criterion("Fig. 6", 2, "Classes are shared: the sum is right more often than any branch alone.", collaborates),
+    Criterion("Fig. 6", 2, "Branches work together: the sum is right more often than any branch alone.", collaborates),
     Criterion("Fig. 5 left", 3, "More branches classify better: accuracy(16) > accuracy(2).", more_is_better, (2, 16)),
     Criterion(
         "Fig. 5 middle",
@@ -313,6 +324,7 @@ CRITERIA = (
         "Some branches are silent (response norm below 10 % of the largest) at M=16 or 32.",
         some_silent,
     ),
+    Criterion("Fig. 5 right", 6, "The Hessian of the first layer becomes nearly block-diagonal.", hessian_elsewhere),
     Criterion(
         "Fig. 7",
         7,

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--budget",
         choices=("auto", "cpu", "gpu", "paper"),
-        help="scale: cpu, minutes on 2 cores; gpu, under 10 minutes; paper, 200 epochs; auto (default) by the device",
+        help="scale: cpu, minutes on 2 cores; gpu, aims at 10 minutes; paper, 200 epochs; auto (default) by the device",
     )
     add("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own options")
     add("--seed", type=arguments.seed, help="seed of everything random (0)")

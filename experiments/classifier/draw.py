@@ -70,13 +70,17 @@ def scale_note(dataset: ImageSet, setup: Setup, history: History) -> str:
         dataset.name == "CIFAR-10"
         and setup.train_images is None
         and setup.widths in {WIDTHS["paper"], WIDTHS["scaled"]}
+        and (setup.test_images, setup.clamp, setup.weight_decay, setup.readout_scale) == (None, "hard", 5e-4, 1.0)
         and len(history.epochs) >= _FULL_EPOCHS
+        and history.ended_by == "epochs"
     )
     clamp = "hard clamp" if setup.clamp == "hard" else f"clamp {setup.clamp} (the paper's: hard)"
     return (
         f"{'Full scale' if full else 'Scaled down'}: budget {setup.budget}, "
         f"widths {', '.join(map(str, setup.widths))}, "
-        f"{len(dataset.train_images):,} training images, {history.steps:,} steps, {clamp}, seed {setup.seed}. "
+        f"{len(dataset.train_images):,} training images, {history.steps:,} steps, {clamp}, weight decay "
+        f"{setup.weight_decay:g}, readout scale {setup.readout_scale or '1/sqrt(M)'}, "
+        f"{setup.precision}, seed {setup.seed}. "
         f"Data: {dataset.note}."
     )
 

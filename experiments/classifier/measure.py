@@ -124,7 +124,7 @@ def intra_class_classes(outputs: Tensor, labels: Tensor) -> list[int]:
                 for k in range(len(active))
                 for l in range(k)  # noqa: E741
             ]
-            if min(correlations) < 0.5:
+            if any(correlation < 0.5 for correlation in correlations):  # a NaN is no disagreement
                 found.append(label)
     return found
 

@@ -27,7 +27,8 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "epochs": 30,
         "clamp": "one_sided",
         "precision": "half",
-        "time_limit": 480.0,
+        "time_limit": 420.0,
+        "speed_limit": 30.0,
     },
     "paper": {"device": "cuda", "all_m": ALL_M, "epochs": 200, "precision": "half"},
 }

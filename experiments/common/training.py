@@ -141,7 +141,7 @@ def train(
                 bar.write(f"{name}: {_line(entry, options.epochs)}")
                 if log is not None:
                     log(entry)
-            run.save(force=entry is not None or asked())
+            run.save(force=entry is not None or bool(run.history.ended_by) or asked())
             bar.update(run.history.steps - bar.n)
             if asked():
                 raise Stopped(f"{name} stopped at step {run.history.steps} of {run.total_steps}")
@@ -176,6 +176,7 @@ class _Training:
         self.sums: dict[str, list[float]] = {}  # of the scores of the epoch's steps so far, float64
         self.summed = 0
         self.unseen: list[tuple[int, float, Scores]] = []
+        self.rate = 0.0
         self.saved_step: int | None = None
         self.last_save = time.perf_counter()
         self.started = time.perf_counter()
@@ -233,19 +234,30 @@ class _Training:
             numbers = {name: value.double().tolist() for name, value in scores.items()}
             if not all(map(math.isfinite, numbers["loss"])):
                 at = ", ".join(f"{value:.4g}" for value in numbers["loss"])
-                kept = (
-                    f"the last good state, of step {self.saved_step}, is in {self.checkpoint}"
-                    if self.saved_step is not None
-                    else "there is no checkpoint yet"
-                )
                 raise RuntimeError(
                     f"train: the loss must stay finite, got {at} at step {step} (epoch "
-                    f"{step // self.steps_per_epoch + 1}, learning rate {rate:.3g}); {kept}; lower the learning rate"
+                    f"{step // self.steps_per_epoch + 1}, learning rate {rate:.3g}); {self._last_good()}; lower the "
+                    "learning rate"
                 )
             for name, values in numbers.items():
                 before = self.sums.get(name, [0.0] * len(values))
                 self.sums[name] = [total + value for total, value in zip(before, values, strict=True)]
         self.unseen.clear()
+
+    def _refuse_spoilt(self) -> None:
+        """Refuse to save parameters that are not finite, which a clamped loss need not show."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [t for t in (*self.net.state_dict().values(), *moments) if isinstance(t, Tensor)]
+        if not all(t.isfinite().all() for t in tensors):
+            raise RuntimeError(
+                f"train: the parameters must stay finite, and are not after step {self.history.steps}; "
+                f"{self._last_good()}; lower the learning rate"
+            )
+
+    def _last_good(self) -> str:
+        if self.saved_step is None:
+            return "there is no checkpoint yet"
+        return f"the last good state, of step {self.saved_step}, is in {self.checkpoint}"
 
     def _close_epoch(self) -> dict[str, Any]:
         self._look()
@@ -267,6 +279,7 @@ class _Training:
         if self.checkpoint is None or not (force or due):
             return
         self._look()
+        self._refuse_spoilt()
         state = {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),

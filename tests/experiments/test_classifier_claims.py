@@ -83,6 +83,12 @@ def test_more_is_better_compares_accuracies():
     assert not holds(claims.more_is_better, case(m2=network([1.0] * 2), m16=network([1.0] * 16)))
 
 
+def test_more_is_better_is_contradicted_where_only_few_branches_learn():
+    chance = network([1.0] * 16, one_hot((LABELS + 1) % 10, 10).float())
+    assert holds(claims.more_is_better, case(m2=network([1.0] * 2), m16=chance)) is False
+    assert holds(claims.more_is_better, case(m2=chance[:2], m16=chance)) is None
+
+
 def test_inter_class_needs_a_branch_that_tells_classes_apart():
     noise = 0.1 * torch.randn(60, 10)
     assert measure.inter_class_pairs(network([1.0], noise), LABELS) == 0
@@ -152,7 +158,7 @@ def test_an_untrained_network_is_judged_by_its_sum_only(tmp_path):
 def test_describe_gives_mean_and_spread_of_seeds():
     assert claims.describe([Finding(1.0, "one", True)]) == "one"
     text = claims.describe([Finding(1.0, "one", True), Finding(2.0, "two", False), Finding(math.nan, "none", None)])
-    assert text == "1.5 ± 0.71 (mean, standard deviation over 2 seeds; met with 1 of 3); first seed: one"
+    assert text == "1.5 ± 0.71 (mean, standard deviation over 2 seeds; met with 1 of 2; 1 cannot tell); first seed: one"
 
 
 def test_sample_of_each_class_is_balanced_and_ordered():

@@ -32,9 +32,10 @@ def test_run_records_figures_claims_and_speed(tmp_path, digits):
         *("figure-7", "figure-7-centred", "figure-7-margin", "figure-8", "figure-16"),
         *("figure-17-m2", "figure-17-m3", "figure-17-covariances", "training"),
     ]
-    said = "Scaled down: budget cpu, widths 1, 1, 2, 2, 64 training images, 4 steps, hard clamp, seed 0. Data: scikit"
+    said = "Scaled down: budget cpu, widths 1, 1, 2, 2, 64 training images, 4 steps, hard clamp, weight decay 0.0005, "
+    said += "readout scale 1.0, fp32, seed 0. Data: scikit"
     assert all(said in entry["note"] for entry in record.figures)
-    assert {claim["observation"] for claim in record.claims} == {1, 2, 3, 4, 5, 7, 8, None}
+    assert {claim["observation"] for claim in record.claims} == {1, 2, 3, 4, 5, 6, 7, 8, None}
     assert record.metrics["steps"] == 4
     assert {"m2-seed0", "m2-seed1", "m3-seed0", "m3-seed1"} <= record.metrics.keys()
     assert 0 <= record.metrics["m2-seed1"]["test_accuracy"] <= 1

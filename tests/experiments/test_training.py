@@ -118,6 +118,16 @@ def test_train_stops_at_nan_and_names_step_and_checkpoint(problem, tmp_path):
         train(new_net(), lambda outputs, _: {"loss": outputs.sum((1, 2)) * float("inf")}, *problem, options=options())
 
 
+def test_train_never_saves_parameters_that_are_not_finite(problem, tmp_path):
+    file = tmp_path / "net.pt"
+    chosen = options(lr=1e38, save_seconds=0, warmup=0)
+    with pytest.raises(RuntimeError, match="must stay finite"):
+        train(new_net(), score, *problem, options=chosen, checkpoint=file)
+    if file.exists():
+        state = torch.load(file, weights_only=True)["state"]
+        assert all(value.isfinite().all() for value in state["net"].values())
+
+
 def test_train_ends_at_its_time_limit(problem, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
