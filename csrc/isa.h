@@ -36,4 +36,30 @@ inline Isa isa_from_name(const std::string& name, const std::string& argument = 
                               "), got " + name);
 }
 
+// Declares the kernel `name<T>()` of each instruction set, and `name<T>(isa)` that picks one.
+#define BSFAST_KERNEL_OF(isa, Kernel, name) \
+  namespace isa {                           \
+  template <class T>                        \
+  Kernel<T> name();                         \
+  }
+#if BSFAST_X86
+#define BSFAST_KERNEL(Kernel, name)                   \
+  BSFAST_KERNEL_OF(baseline, Kernel, name)            \
+  BSFAST_KERNEL_OF(avx2, Kernel, name)                \
+  BSFAST_KERNEL_OF(avx512, Kernel, name)              \
+  template <class T>                                  \
+  Kernel<T> name(Isa isa) {                           \
+    if (isa == Isa::avx512) return avx512::name<T>(); \
+    if (isa == Isa::avx2) return avx2::name<T>();     \
+    return baseline::name<T>();                       \
+  }
+#else
+#define BSFAST_KERNEL(Kernel, name)        \
+  BSFAST_KERNEL_OF(baseline, Kernel, name) \
+  template <class T>                       \
+  Kernel<T> name(Isa) {                    \
+    return baseline::name<T>();            \
+  }
+#endif
+
 }  // namespace bsfast

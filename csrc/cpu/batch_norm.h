@@ -40,25 +40,6 @@ struct BatchNorm {
   void (*backward)(const ChannelShape&, const BatchNormBackward<T>&, int64_t begin, int64_t end);
 };
 
-#define BSFAST_DECLARE(isa)  \
-  namespace isa {            \
-  template <class T>         \
-  BatchNorm<T> batch_norm(); \
-  }
-BSFAST_DECLARE(baseline)
-#if BSFAST_X86
-BSFAST_DECLARE(avx2)
-BSFAST_DECLARE(avx512)
-#endif
-#undef BSFAST_DECLARE
-
-template <class T>
-BatchNorm<T> batch_norm([[maybe_unused]] Isa isa) {
-#if BSFAST_X86
-  if (isa == Isa::avx512) return avx512::batch_norm<T>();
-  if (isa == Isa::avx2) return avx2::batch_norm<T>();
-#endif
-  return baseline::batch_norm<T>();
-}
+BSFAST_KERNEL(BatchNorm, batch_norm)
 
 }  // namespace bsfast

@@ -42,25 +42,6 @@ struct Gather {
               void* scratch, int64_t begin, int64_t end);
 };
 
-#define BSFAST_DECLARE(isa) \
-  namespace isa {           \
-  template <class T>        \
-  Gather<T> gather();       \
-  }
-BSFAST_DECLARE(baseline)
-#if BSFAST_X86
-BSFAST_DECLARE(avx2)
-BSFAST_DECLARE(avx512)
-#endif
-#undef BSFAST_DECLARE
-
-template <class T>
-Gather<T> gather([[maybe_unused]] Isa isa) {
-#if BSFAST_X86
-  if (isa == Isa::avx512) return avx512::gather<T>();
-  if (isa == Isa::avx2) return avx2::gather<T>();
-#endif
-  return baseline::gather<T>();
-}
+BSFAST_KERNEL(Gather, gather)
 
 }  // namespace bsfast

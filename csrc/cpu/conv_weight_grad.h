@@ -33,25 +33,6 @@ struct WeightGrad {
               void* scratch, int64_t begin, int64_t end);
 };
 
-#define BSFAST_DECLARE(isa)    \
-  namespace isa {              \
-  template <class T>           \
-  WeightGrad<T> weight_grad(); \
-  }
-BSFAST_DECLARE(baseline)
-#if BSFAST_X86
-BSFAST_DECLARE(avx2)
-BSFAST_DECLARE(avx512)
-#endif
-#undef BSFAST_DECLARE
-
-template <class T>
-WeightGrad<T> weight_grad([[maybe_unused]] Isa isa) {
-#if BSFAST_X86
-  if (isa == Isa::avx512) return avx512::weight_grad<T>();
-  if (isa == Isa::avx2) return avx2::weight_grad<T>();
-#endif
-  return baseline::weight_grad<T>();
-}
+BSFAST_KERNEL(WeightGrad, weight_grad)
 
 }  // namespace bsfast
