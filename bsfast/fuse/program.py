@@ -196,11 +196,17 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
         raise type(error)(f"Branched: at node {step.name!r}: {error}") from error
 
 
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks expect the module's own input, output or gradients."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
 def _run_chain(step: Step, net: nn.Module, values: dict[str, Any], branches: int) -> Any:
     parts = step.target.parts
     one_kernel = not torch.compiler.is_compiling() and fits_one_kernel(*_resolve(step.args, values))
     modules = [net.get_submodule(part.target) for part in parts if part.op == "call_module"]
-    if not one_kernel or any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+    if not one_kernel or any(_is_watched(module) for module in modules):
         own = dict(values)
         for part in parts:
             own[part.name] = run_step(part, net, own, {}, branches)

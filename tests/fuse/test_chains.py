@@ -115,6 +115,21 @@ def test_a_hook_inside_a_chain_fires():
     assert seen[0] < 0
 
 
+def test_a_backward_hook_inside_a_chain_sees_the_gradient_of_its_own_module():
+    net, truth = fused_and_truth(JOINED["relu module"])
+    seen = []
+    net.get_submodule("bn").register_full_backward_hook(lambda _m, _in, out: seen.append(out[0]))
+    for k, branch in enumerate(truth.branches):
+        branch.bn.register_full_backward_hook(lambda _m, _in, out, k=k: seen.append((k, out[0])))
+        branch.relu = nn.ReLU()
+    x = torch.randn(17, 3, 6, 5, dtype=torch.float64)
+    net(x).square().sum().backward()
+    truth(x).square().sum().backward()
+    fused = seen.pop(0)
+    for k, expected in seen:
+        torch.testing.assert_close(fused[k], expected)
+
+
 def test_chains_go_through_function_transforms():
     net, truth = fused_and_truth(JOINED["sum and relu"])
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
