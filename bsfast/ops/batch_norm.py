@@ -97,37 +97,29 @@ class _BatchNorm(torch.autograd.Function):
         relu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
-        mean, inv, variance = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(3))
+        mean, variance, *coefficients = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(5))
         flat = [None if t is None else t.contiguous() for t in (weight, bias)]
-        torch.ops.bsfast.batch_norm_out(x, *flat, residual, y, mean, inv, variance, eps, relu)
-        ctx.save_for_backward(x, weight, bias, residual if relu else None, y if relu else None, mean, inv)
+        torch.ops.bsfast.batch_norm_out(x, *flat, residual, y, mean, variance, *coefficients, eps, relu, False)
+        # The gradient's mask is that of y, which is computed again where it is x's alone.
+        kept = (residual, y) if relu and residual is not None else (None, None)
+        ctx.save_for_backward(x, weight, bias, *kept, mean, *coefficients)
         ctx.eps, ctx.relu = eps, relu
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, weight, _bias, _residual, y, mean, inv = ctx.saved_tensors
+        x, _weight, _bias, residual, y, mean, *coefficients = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # exactly under create_graph
             return (*_differentiable_grads(ctx, needs, grad), None, None)
         same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
         x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-        residual_grad = torch.empty_like(x) if ctx.relu and needs[3] else None
+        residual_grad = torch.empty_like(x) if residual is not None and needs[3] else None
         torch.ops.bsfast.batch_norm_grad_out(
-            x,
-            x if y is None else y,
-            same,
-            None if weight is None else weight.contiguous(),
-            mean,
-            inv,
-            x_grad,
-            weight_grad,
-            bias_grad,
-            residual_grad,
-            ctx.relu,
+            x, y, same, mean, *coefficients, x_grad, weight_grad, bias_grad, residual_grad, ctx.relu
         )
-        grads = (x_grad, weight_grad, bias_grad, residual_grad if ctx.relu else same)
+        grads = (x_grad, weight_grad, bias_grad, same if residual is None else residual_grad)
         return (*(own if needed else None for own, needed in zip(grads, needs, strict=True)), None, None)
 
 

@@ -8,16 +8,20 @@ import torch
 
 LIBRARY = torch.library.Library("bsfast", "DEF")
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-LIBRARY.define(f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
-LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
-LIBRARY.define(f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}) -> ()")
+_PROLOGUE = "Tensor? scale=None, Tensor? shift=None, bool rectify=False"
 LIBRARY.define(
-    "batch_norm_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!) y, Tensor(b!) mean, "
-    "Tensor(c!) inv, Tensor(d!) variance, float eps, bool relu) -> ()"
+    f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_PROLOGUE}, Tensor? bias=None, "
+    "Tensor? residual=None, bool relu=False, Tensor(b!)? mean=None, Tensor(c!)? variance=None) -> ()"
+)
+LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
+LIBRARY.define(f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_PROLOGUE}) -> ()")
+LIBRARY.define(
+    "batch_norm_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? y, Tensor(b!) mean, "
+    "Tensor(c!) variance, Tensor(d!) scale, Tensor(e!) shift, Tensor(f!) inv, float eps, bool relu, bool known) -> ()"
 )
 LIBRARY.define(
-    "batch_norm_grad_out(Tensor x, Tensor y, Tensor grad, Tensor? weight, Tensor mean, Tensor inv, Tensor(a!) x_grad, "
-    "Tensor(b!) weight_grad, Tensor(c!) bias_grad, Tensor(d!)? residual_grad, bool relu) -> ()"
+    "batch_norm_grad_out(Tensor x, Tensor? y, Tensor grad, Tensor mean, Tensor scale, Tensor shift, Tensor inv, "
+    "Tensor(a!) x_grad, Tensor(b!) weight_grad, Tensor(c!) bias_grad, Tensor(d!)? residual_grad, bool relu) -> ()"
 )
 
 

@@ -94,7 +94,7 @@ void normalise(const ChannelShape& s, const T* x, const T* residual, T* y, T sca
     for_vectors<T>(s.length, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       V<T> value = get(x + at + i, count) * scale + shift;
       if (Residual) value += get(residual + at + i, count);
-      if (Relu) value = where_positive<T>(value, value);
+      if (Relu) value = rectified<T>(value);
       put(y + at + i, value, count);
     });
   }
@@ -105,24 +105,42 @@ void forward(const ChannelShape& s, const BatchNormForward<T>& a, int64_t begin,
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t branch = unit / s.channels, c = unit % s.channels;
     const int64_t at = (branch * s.repeats * s.channels + c) * s.length;
-    double mean, variance;
-    statistics(s, a.x + at, mean, variance);
+    double mean = double(a.mean[unit]), variance = double(a.variance[unit]);
+    if (!a.known) statistics(s, a.x + at, mean, variance);
     const double inv = 1 / std::sqrt(variance + a.eps);
     a.mean[unit] = T(mean);
     a.inv[unit] = T(inv);
     a.variance[unit] = T(variance);
     const double scale = (a.weight ? double(a.weight[unit]) : 1) * inv;
-    const T shift = T((a.bias ? double(a.bias[unit]) : 0) - mean * scale);
+    a.scale[unit] = T(scale);
+    a.shift[unit] = T((a.bias ? double(a.bias[unit]) : 0) - mean * scale);
+    if (a.y == nullptr) continue;
     const T* residual = a.residual ? a.residual + at : nullptr;
     const auto run = a.relu ? (residual ? normalise<T, true, true> : normalise<T, true, false>)
                             : (residual ? normalise<T, false, true> : normalise<T, false, false>);
-    run(s, a.x + at, residual, a.y + at, T(scale), shift);
+    run(s, a.x + at, residual, a.y + at, a.scale[unit], a.shift[unit]);
   }
 }
 
-// Sums over a channel of g and of g (x - mean), where g is the gradient that passes the ReLU.
-template <class T, bool Relu>
-void sums(const ChannelShape& s, const T* x, const T* y, const T* grad, T mean, double& first, double& second) {
+// Which gradients pass: all, those where y > 0, or those where scale x + shift > 0.
+enum class Mask { none, result, input };
+
+template <class T, Mask mask>
+struct Gradient {
+  const T *x, *y, *grad;  // of a channel
+  T scale, shift;
+
+  // The gradient behind the ReLU at some elements, whose x is given.
+  inline __attribute__((always_inline)) V<T> operator()(int64_t at, int64_t count, V<T> x_here) const {
+    const V<T> g = get(grad + at, count);
+    if (mask == Mask::none) return g;
+    return where_positive<T>(g, mask == Mask::result ? get(y + at, count) : x_here * scale + shift);
+  }
+};
+
+// Sums over a channel of g and of g (x - mean).
+template <class T, Mask mask>
+void sums(const ChannelShape& s, const Gradient<T, mask>& gradient, T mean, double& first, double& second) {
   first = second = 0;
   for (int64_t r = 0; r < s.repeats; ++r)
     for (int64_t begin = 0; begin < s.length; begin += kBlock) {
@@ -130,51 +148,52 @@ void sums(const ChannelShape& s, const T* x, const T* y, const T* grad, T mean, 
       const int64_t n = s.length - begin < kBlock ? s.length - begin : kBlock;
       V<T> one[2] = {}, two[2] = {};
       for_vectors<T>(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-        V<T> g = get(grad + at + i, count);
-        if (Relu) g = where_positive<T>(g, get(y + at + i, count));
+        const V<T> x = get(gradient.x + at + i, count), g = gradient(at + i, count, x);
         const int k = i / Lanes<T>::count & 1;
         one[k] += g;
-        two[k] += g * (get(x + at + i, count) - mean);
+        two[k] += g * (x - mean);
       });
       first += total<T>(one[0] + one[1]);
       second += total<T>(two[0] + two[1]);
     }
 }
 
-template <class T, bool Relu>
-void input_gradient(const ChannelShape& s, const T* x, const T* y, const T* grad, T* x_grad, T* residual_grad, T scale,
+template <class T, Mask mask>
+void input_gradient(const ChannelShape& s, const Gradient<T, mask>& gradient, T* x_grad, T* residual_grad, T scale,
                     T slope, T shift) {
   for (int64_t r = 0; r < s.repeats; ++r) {
     const int64_t at = r * s.channels * s.length;
     for_vectors<T>(s.length, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      V<T> g = get(grad + at + i, count);
-      if (Relu) g = where_positive<T>(g, get(y + at + i, count));
+      const V<T> x = get(gradient.x + at + i, count), g = gradient(at + i, count, x);
       if (residual_grad) put(residual_grad + at + i, g, count);
-      put(x_grad + at + i, g * scale + (get(x + at + i, count) * slope + shift), count);
+      put(x_grad + at + i, g * scale + (x * slope + shift), count);
     });
   }
 }
 
+template <class T, Mask mask>
+void channel_backward(const ChannelShape& s, const BatchNormBackward<T>& a, int64_t unit) {
+  const int64_t branch = unit / s.channels, c = unit % s.channels;
+  const int64_t at = (branch * s.repeats * s.channels + c) * s.length;
+  const Gradient<T, mask> gradient{a.x + at, a.y ? a.y + at : nullptr, a.grad + at, a.scale[unit], a.shift[unit]};
+  const double mean = double(a.mean[unit]), inv = double(a.inv[unit]), count = double(s.repeats * s.length);
+  double first, second;
+  sums<T, mask>(s, gradient, a.mean[unit], first, second);
+  a.bias_grad[unit] = T(first);
+  a.weight_grad[unit] = T(second * inv);
+  // dx = weight inv (g - first / n - (x - mean) inv^2 second / n), as scale g + slope x + shift.
+  const double scale = double(a.scale[unit]);
+  const double slope = -scale * inv * inv * second / count;
+  const double shift = -scale * first / count - slope * mean;
+  input_gradient<T, mask>(s, gradient, a.x_grad + at, a.residual_grad ? a.residual_grad + at : nullptr, T(scale),
+                          T(slope), T(shift));
+}
+
 template <class T>
 void backward(const ChannelShape& s, const BatchNormBackward<T>& a, int64_t begin, int64_t end) {
-  const double count = double(s.repeats * s.length);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t branch = unit / s.channels, c = unit % s.channels;
-    const int64_t at = (branch * s.repeats * s.channels + c) * s.length;
-    const T* y = a.relu ? a.y + at : nullptr;
-    const double mean = double(a.mean[unit]), inv = double(a.inv[unit]);
-    double first, second;
-    (a.relu ? sums<T, true> : sums<T, false>)(s, a.x + at, y, a.grad + at, a.mean[unit], first, second);
-    a.bias_grad[unit] = T(first);
-    a.weight_grad[unit] = T(second * inv);
-    // dx = weight inv (g - first / n - (x - mean) inv^2 second / n), as scale g + slope x + shift.
-    const double scale = (a.weight ? double(a.weight[unit]) : 1) * inv;
-    const double slope = -scale * inv * inv * second / count;
-    const double shift = -scale * first / count - slope * mean;
-    const auto run = a.relu ? input_gradient<T, true> : input_gradient<T, false>;
-    run(s, a.x + at, y, a.grad + at, a.x_grad + at, a.residual_grad ? a.residual_grad + at : nullptr, T(scale),
-        T(slope), T(shift));
-  }
+  const auto run = !a.relu ? channel_backward<T, Mask::none>
+                           : (a.y ? channel_backward<T, Mask::result> : channel_backward<T, Mask::input>);
+  for (int64_t unit = begin; unit < end; ++unit) run(s, a, unit);
 }
 
 }  // namespace

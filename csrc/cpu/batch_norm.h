@@ -14,22 +14,27 @@ struct ChannelShape {
   int64_t units() const { return branches * channels; }
 };
 
-// y = act(weight (x - mean) inv + bias + residual), with mean and inv = 1 / sqrt(variance + eps) of each channel of
-// each branch over all its elements; act is ReLU or nothing. A channel of a branch is a unit of parallel work.
+// y = act(scale x + shift + residual) with scale = weight inv, shift = bias - mean scale, inv = 1 / sqrt(variance +
+// eps) and mean and variance of each channel of each branch over all its elements; act is ReLU or nothing. A channel of
+// a branch is a unit of parallel work.
 template <class T>
 struct BatchNormForward {
   const T *x, *weight, *bias, *residual;  // weight and bias [M, C] or null; residual as x, or null
-  T *y, *mean, *inv, *variance;           // statistics [M, C]; the variance is divided by the number of elements
+  T* y;                                   // null: statistics and coefficients only
+  T *mean, *variance;                     // [M, C]; the variance is divided by the number of elements
+  T *scale, *shift, *inv;                 // [M, C]
   double eps;
   bool relu;
+  bool known;  // mean and variance are given
 };
 
-// Gradients of the above. With a ReLU, the gradient passes where y > 0; that is also the residual's gradient.
+// Gradients of the above. With a ReLU, the gradient passes where y > 0; that is also the residual's gradient. Without
+// a residual y may be null: it is then computed again.
 template <class T>
 struct BatchNormBackward {
-  const T *x, *y, *grad, *weight, *mean, *inv;  // y is read with a ReLU only
-  T *x_grad, *weight_grad, *bias_grad;          // weight's and bias's [M, C]
-  T* residual_grad;                             // as x, or null
+  const T *x, *y, *grad, *mean, *scale, *shift, *inv;
+  T *x_grad, *weight_grad, *bias_grad;  // weight's and bias's [M, C]; x's may be grad
+  T* residual_grad;                     // as x, or null
   bool relu;
 };
 

@@ -1,24 +1,15 @@
 // The batch normalisation operators that bsfast/ops declares, on LibTorch's stable ABI.
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
-
 #include "cpu/batch_norm.h"
 #include "cpu/tensors.h"
 
 namespace bsfast {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
-template <class T>
-const T* data_or_null(const Optional& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
-
 // Checks that all are activations of one shape, dtype and memory order, and describes their channels.
-ChannelShape describe_channels(const char* op, std::initializer_list<const Tensor*> activations) {
-  const Tensor& first = **activations.begin();
+ChannelShape describe_channels(const char* op, const std::vector<const Tensor*>& activations) {
+  const Tensor& first = *activations[0];
   STD_TORCH_CHECK(first.dim() == 5, op, ": x must have shape (M, N, C, H, W), got ", to_string(first.sizes()));
   bool contiguous = true;
   for (const Tensor* t : activations) {
@@ -32,26 +23,28 @@ ChannelShape describe_channels(const char* op, std::initializer_list<const Tenso
   return {first.size(0), contiguous ? samples : 1, first.size(2), contiguous ? image : image * samples};
 }
 
-// Checks that a tensor has one number for each channel of each branch.
-void check_channels(const char* op, const char* name, const Tensor& x, const Tensor& t) {
-  check_size(op, name, t, {x.size(0), x.size(2)});
-  STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == x.scalar_type(), op, ": ", name,
-                  " must be contiguous and have x's dtype");
-}
-
 template <class T>
 const BatchNorm<T>& batch_norm_kernel(const char* op) {
   static const BatchNorm<T> kernel = batch_norm<T>(chosen_isa(op));
   return kernel;
 }
 
-void batch_norm_out(const Tensor& x, const Optional& weight, const Optional& bias, const Optional& residual, Tensor y,
-                    Tensor mean, Tensor inv, Tensor variance, double eps, bool relu) {
+void check_statistics(const char* op, const Tensor& x, std::initializer_list<const Tensor*> statistics) {
+  for (const Tensor* t : statistics)
+    check_channels(op, "every statistic and coefficient", *t, x.size(0), x.size(2), x.scalar_type());
+}
+
+void batch_norm_out(const Tensor& x, const Optional& weight, const Optional& bias, const Optional& residual,
+                    const Optional& y, Tensor mean, Tensor variance, Tensor scale, Tensor shift, Tensor inv, double eps,
+                    bool relu, bool known) {
   constexpr const char* op = "batch_norm_out";
-  const ChannelShape s = residual ? describe_channels(op, {&x, &y, &*residual}) : describe_channels(op, {&x, &y});
-  for (const Tensor* t : {&mean, &inv, &variance}) check_channels(op, "every statistic", x, *t);
-  if (weight) check_channels(op, "weight", x, *weight);
-  if (bias) check_channels(op, "bias", x, *bias);
+  std::vector<const Tensor*> activations{&x};
+  for (const Optional* t : {&y, &residual})
+    if (*t) activations.push_back(&**t);
+  const ChannelShape s = describe_channels(op, activations);
+  check_statistics(op, x, {&mean, &variance, &scale, &shift, &inv});
+  for (const Optional* t : {&weight, &bias})
+    if (*t) check_statistics(op, x, {&**t});
   if (x.numel() == 0) return;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -59,35 +52,40 @@ void batch_norm_out(const Tensor& x, const Optional& weight, const Optional& bia
                                 data_or_null<T>(weight),
                                 data_or_null<T>(bias),
                                 data_or_null<T>(residual),
-                                result<T>(y),
+                                y ? result<T>(*y) : nullptr,
                                 result<T>(mean),
-                                result<T>(inv),
                                 result<T>(variance),
+                                result<T>(scale),
+                                result<T>(shift),
+                                result<T>(inv),
                                 eps,
-                                relu};
+                                relu,
+                                known};
     const auto& kernel = batch_norm_kernel<T>(op);
+    if (!y && known) return kernel.forward(s, a, 0, s.units());  // no element is read
     torch::stable::parallel_for(0, s.units(), 1, [&](int64_t begin, int64_t end) { kernel.forward(s, a, begin, end); });
   };
   x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
-void batch_norm_grad_out(const Tensor& x, const Tensor& y, const Tensor& grad, const Optional& weight,
-                         const Tensor& mean, const Tensor& inv, Tensor x_grad, Tensor weight_grad, Tensor bias_grad,
-                         const Optional& residual_grad, bool relu) {
+void batch_norm_grad_out(const Tensor& x, const Optional& y, const Tensor& grad, const Tensor& mean,
+                         const Tensor& scale, const Tensor& shift, const Tensor& inv, Tensor x_grad, Tensor weight_grad,
+                         Tensor bias_grad, const Optional& residual_grad, bool relu) {
   constexpr const char* op = "batch_norm_grad_out";
-  const ChannelShape s = residual_grad ? describe_channels(op, {&x, &y, &grad, &x_grad, &*residual_grad})
-                                       : describe_channels(op, {&x, &y, &grad, &x_grad});
-  for (const Tensor* t : std::initializer_list<const Tensor*>{&mean, &inv, &weight_grad, &bias_grad})
-    check_channels(op, "every statistic", x, *t);
-  if (weight) check_channels(op, "weight", x, *weight);
+  std::vector<const Tensor*> activations{&x, &grad, &x_grad};
+  for (const Optional* t : {&y, &residual_grad})
+    if (*t) activations.push_back(&**t);
+  const ChannelShape s = describe_channels(op, activations);
+  check_statistics(op, x, {&mean, &scale, &shift, &inv, &weight_grad, &bias_grad});
   if (x.numel() == 0) return;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const BatchNormBackward<T> a{data<T>(x),
-                                 data<T>(y),
+                                 data_or_null<T>(y),
                                  data<T>(grad),
-                                 data_or_null<T>(weight),
                                  data<T>(mean),
+                                 data<T>(scale),
+                                 data<T>(shift),
                                  data<T>(inv),
                                  result<T>(x_grad),
                                  result<T>(weight_grad),

@@ -5,6 +5,7 @@
 #include "cpu/conv_gather.h"
 
 #include "cpu/source_rows.h"
+#include "cpu/target_row.h"
 
 namespace bsfast {
 namespace BSFAST_ISA {
@@ -39,11 +40,13 @@ struct Work {
         most_taps(sources * plan.shape.taps()) {}
 
   int64_t images() const { return plan.shape.branches * plan.shape.repeats; }
-  int64_t units() const { return images() * plan.shape.groups * layout.chunks * plan.rows.target; }
+  int64_t slices() const { return layout.chunks * plan.rows.target; }
+  int64_t units() const { return images() * plan.shape.groups * slices(); }
+  int64_t sums() const { return round_up(targets * TargetRow<T>::kSums, 64); }
   int64_t weights() const { return round_up(padded_targets * sources * plan.shape.taps(), 64); }
   int64_t row_elements() const { return round_up(layout.elements(kAccumulators * Lanes<T>::count), 64); }
   size_t bytes() const {
-    return size_t(weights() + row_elements()) * sizeof(T) + size_t(most_taps + layout.slots + 64) * 8;
+    return size_t(weights() + row_elements() + sums()) * sizeof(T) + size_t(most_taps + layout.slots + 64) * 8;
   }
 };
 
@@ -68,41 +71,10 @@ void pack_weights(const Work<T>& work, const T* weight, T* packed) {
                                 : T(0);
 }
 
-// Where the vectors of a line go.
-template <class T>
-struct Target {
-  T* row;           // first target of the class, of the tile's first channel
-  int64_t channel;  // strides, in elements
-  int64_t pixel;
-  int64_t chunk;    // samples of a position in the line
-  int64_t samples;  // of these, how many there are
-  int64_t length;   // of the line
-  bool dense;       // the line is contiguous in the target, too
-  bool bypass;      // every store is a full aligned vector and goes past the caches
-
-  // Stores the vector at `at` of the line for one channel.
-  inline void put(int64_t o, int64_t at, typename Lanes<T>::Vector value) const {
-    constexpr int64_t L = Lanes<T>::count;
-    T* to = row + o * channel;
-    const int64_t n = at % chunk;
-    if (dense ? at + L <= length : chunk % L == 0 && n + L <= samples) {
-      to += dense ? at : at / chunk * pixel + n;
-      return bypass ? stream(to, value) : store(to, value);
-    }
-    T lanes[L];
-    store(lanes, value);
-    const int64_t end = length - at < L ? length - at : L;
-    for (int64_t i = 0; i < end; ++i) {
-      const int64_t q = (at + i) / chunk, rest = (at + i) % chunk;
-      if (rest < samples) to[q * pixel + rest] = lanes[i];
-    }
-  }
-};
-
 // One register tile: `Channels` targets of `Vectors` vectors of the line, over `count` source lines.
 template <class T, int Channels, int Vectors>
-inline __attribute__((always_inline)) void tile(const T* const* lines, int64_t count, const T* packed, int64_t at,
-                                                int64_t channels, const Target<T>& target) {
+inline __attribute__((always_inline)) void tile(const T* const* lines, int64_t count, const T* packed, int64_t first,
+                                                int64_t at, int64_t channels, const TargetRow<T>& target) {
   using V = typename Lanes<T>::Vector;
   constexpr int64_t L = Lanes<T>::count;
   V sum[Channels][Vectors] = {};
@@ -120,30 +92,27 @@ inline __attribute__((always_inline)) void tile(const T* const* lines, int64_t c
   }
 #pragma GCC unroll 8
   for (int o = 0; o < Channels; ++o) {
-    if (o >= channels) break;
+    if (first + o >= channels) break;
 #pragma GCC unroll 8
-    for (int i = 0; i < Vectors; ++i) target.put(o, at + i * L, sum[o][i]);
+    for (int i = 0; i < Vectors; ++i) target.put(first + o, at + i * L, sum[o][i]);
   }
 }
 
 // All channels of one target line.
 template <class T, int Channels>
 void line(const Work<T>& work, const T* const* lines, int64_t count, const T* packed, int64_t tile_weights,
-          Target<T> target) {
+          const TargetRow<T>& target) {
   constexpr int64_t L = Lanes<T>::count;
   constexpr int Vectors = kAccumulators / Channels;
-  T* const first = target.row;
   int64_t at = 0;
   for (; at < target.length; at += at + Vectors * L <= target.length ? Vectors * L : L) {
     const bool whole = at + Vectors * L <= target.length;
     const T* weights = packed;
-    for (int64_t o = 0; o < work.targets; o += Channels, weights += tile_weights) {
-      target.row = first + o * target.channel;
+    for (int64_t o = 0; o < work.targets; o += Channels, weights += tile_weights)
       if (whole)
-        tile<T, Channels, Vectors>(lines, count, weights, at, work.targets - o, target);
+        tile<T, Channels, Vectors>(lines, count, weights, o, at, work.targets, target);
       else
-        tile<T, Channels, 1>(lines, count, weights, at, work.targets - o, target);
-    }
+        tile<T, Channels, 1>(lines, count, weights, o, at, work.targets, target);
   }
 }
 
@@ -153,13 +122,17 @@ int64_t units(const GatherPlan& plan) {
 }
 
 template <class T>
+int64_t slices(const GatherPlan& plan) {
+  return Work<T>(plan).slices();
+}
+
+template <class T>
 size_t scratch_bytes(const GatherPlan& plan) {
   return Work<T>(plan).bytes();
 }
 
 template <class T>
-void run(const GatherPlan& plan, const T* source, const T* weight, T* target, void* scratch, int64_t begin,
-         int64_t end) {
+void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratch, int64_t begin, int64_t end) {
   constexpr int64_t L = Lanes<T>::count;
   const Work<T> work(plan);
   const ConvShape& s = plan.shape;
@@ -167,17 +140,14 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
   const Axis &rows = plan.rows, &columns = plan.columns;
   T* packed = static_cast<T*>(scratch);
   T* memory = packed + work.weights();
-  const T** lines = reinterpret_cast<const T**>(memory + work.row_elements());
-  SourceRows<T> staged{columns,
-                       layout,
-                       work.sources,
-                       rows.source,
-                       s.samples,
-                       memory,
-                       reinterpret_cast<int64_t*>(lines + work.most_taps)};
+  T* sums = memory + work.row_elements();
+  const T** lines = reinterpret_cast<const T**>(sums + work.sums());
+  SourceRows<T> staged{columns,   layout,          work.sources, rows.source,
+                       s.samples, operands.before, memory,       reinterpret_cast<int64_t*>(lines + work.most_taps)};
   const int64_t source_image = work.sources * rows.source * columns.source * s.samples;
   const int64_t target_plane = rows.target * columns.target * s.samples;
-  const bool aligned = reinterpret_cast<uintptr_t>(target) % kVectorBytes == 0 && s.samples % L == 0;
+  const Epilogue<T>& after = operands.after;
+  const bool aligned = reinterpret_cast<uintptr_t>(operands.target) % kVectorBytes == 0 && s.samples % L == 0;
   const bool large = work.images() * s.groups * work.targets * target_plane * int64_t(sizeof(T)) > kStreamBytes;
   const bool shared_source = s.shared_input && !plan.transposed;
   int64_t image_before = -1, group_before = -1;  // whose rows are staged; whose weights are packed
@@ -187,16 +157,17 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
     const int64_t image = unit / rows.target / layout.chunks / s.groups, branch = image / s.repeats;
     if (branch * s.groups + group != group_before) {
       group_before = branch * s.groups + group;
-      pack_weights(work, weight + group_before * s.out_channels * s.in_channels * s.taps(), packed);
+      pack_weights(work, operands.weight + group_before * s.out_channels * s.in_channels * s.taps(), packed);
     }
     if (unit / rows.target != image_before) {
       image_before = unit / rows.target;
       staged.forget();
     }
     const int64_t first = chunk * layout.chunk, source_index = shared_source ? image % s.repeats : image;
-    const T* in = source + (source_index * s.groups + group) * source_image;
-    T* out =
-        target + ((image * s.groups + group) * work.targets) * target_plane + h * columns.target * s.samples + first;
+    const T* in = operands.source + (source_index * s.groups + group) * source_image;
+    const int64_t out =
+        (image * s.groups + group) * work.targets * target_plane + h * columns.target * s.samples + first;
+    const int64_t channel = (branch * s.groups + group) * work.targets;  // of the epilogue
     const int64_t rh = h % rows.classes, row_taps = rows.first[rh + 1] - rows.first[rh];
     const T* weights = packed + rows.first[rh] * s.kernel[1] * work.sources * work.padded_targets;
     for (int64_t rw = 0; rw < columns.classes; ++rw) {
@@ -211,7 +182,7 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
           if (count == 0) ++skipped;
           continue;
         }
-        const T* row = staged.get(in, index, first);
+        const T* row = staged.get(in, (branch * s.groups + group) * work.sources, index, first);
         for (int64_t c = 0; c < work.sources; ++c)
           for (int64_t j = columns.first[rw]; j < columns.first[rw + 1]; ++j)
             lines[count++] =
@@ -220,14 +191,19 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
       }
       const int64_t pixel = columns.classes * s.samples;
       const bool dense = columns.classes == 1 && layout.chunk == s.samples;
-      const Target<T> to{out + rw * s.samples,
-                         target_plane,
-                         pixel,
-                         layout.chunk,
-                         s.samples - first < layout.chunk ? s.samples - first : layout.chunk,
-                         columns.targets(rw) * layout.chunk,
-                         dense,
-                         large && aligned && s.samples % layout.chunk == 0 && layout.chunk % L == 0};
+      const int64_t at = out + rw * s.samples;
+      const TargetRow<T> to{operands.target + at,
+                            after.residual ? after.residual + at : nullptr,
+                            after.bias ? after.bias + channel : nullptr,
+                            after.moments ? sums : nullptr,
+                            after.relu,
+                            target_plane,
+                            pixel,
+                            layout.chunk,
+                            s.samples - first < layout.chunk ? s.samples - first : layout.chunk,
+                            columns.targets(rw) * layout.chunk,
+                            dense,
+                            large && aligned && s.samples % layout.chunk == 0 && layout.chunk % L == 0};
       const T* own = weights + skipped * tap_weights;
       const int64_t tile_weights = row_taps * tap_weights;
       if (work.tile == 8)
@@ -236,6 +212,8 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
         line<T, 6>(work, lines, count, own, tile_weights, to);
       else
         line<T, 4>(work, lines, count, own, tile_weights, to);
+      if (after.moments)  // of a convolution, which has one column class
+        for (int64_t o = 0; o < work.targets; ++o) after.moments[unit * work.targets + o] = to.moments(o);
       weights += row_taps * column_taps * work.sources * work.padded_targets;
     }
   }
@@ -246,7 +224,7 @@ void run(const GatherPlan& plan, const T* source, const T* weight, T* target, vo
 
 template <class T>
 Gather<T> gather() {
-  return {units<T>, scratch_bytes<T>, run<T>};
+  return {units<T>, slices<T>, scratch_bytes<T>, run<T>};
 }
 template Gather<float> gather<float>();
 template Gather<double> gather<double>();

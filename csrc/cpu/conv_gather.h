@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "cpu/around.h"
 #include "cpu/axis.h"
 #include "isa.h"
 #include "shape.h"
@@ -32,14 +33,21 @@ struct GatherPlan {
 };
 
 template <class T>
+struct GatherOperands {
+  const T* source;     // [M or 1, repeats, channels, rows, columns, samples]
+  const T* weight;     // [M, groups * C_out, C_in, kH, kW]
+  T* target;           // as source, with the target's channels and sizes
+  Prologue<T> before;  // none for a shared source
+  Epilogue<T> after;   // no moments of a transpose
+};
+
+template <class T>
 struct Gather {
   int64_t (*units)(const GatherPlan&);         // how many units of work there are
+  int64_t (*slices)(const GatherPlan&);        // units of an image's group; of the moments
   size_t (*scratch_bytes)(const GatherPlan&);  // memory that one worker needs, 64-byte aligned
   // Computes the units [begin, end).
-  void (*run)(const GatherPlan&, const T* source,  // [M or 1, repeats, channels, rows, columns, samples]
-              const T* weight,                     // [M, groups * C_out, C_in, kH, kW]
-              T* target,                           // as source, with the target's channels and sizes
-              void* scratch, int64_t begin, int64_t end);
+  void (*run)(const GatherPlan&, const GatherOperands<T>&, void* scratch, int64_t begin, int64_t end);
 };
 
 BSFAST_KERNEL(Gather, gather)

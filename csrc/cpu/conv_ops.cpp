@@ -12,21 +12,55 @@ namespace bsfast {
 namespace {
 
 template <class T>
-void run_gather(const char* op, const GatherPlan& plan, const Tensor& source, const Tensor& weight, Tensor& target) {
+void run_gather(const char* op, const GatherPlan& plan, const GatherOperands<T>& operands) {
   static const Gather<T> kernel = gather<T>(chosen_isa(op));
-  const T *in = data<T>(source), *w = data<T>(weight);
-  T* out = static_cast<T*>(target.mutable_data_ptr());
   torch::stable::parallel_for(0, kernel.units(plan), 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(op, kernel.scratch_bytes(plan));
-    kernel.run(plan, in, w, out, scratch.get(), begin, end);
+    kernel.run(plan, operands, scratch.get(), begin, end);
   });
 }
 
+// Mean and variance [M, channels] from the moments of all slices, in a fixed order (Chan et al., 1979).
 template <class T>
-void run_weight_grad(const char* op, const WeightGradPlan& plan, const Tensor& x, const Tensor& grad, Tensor& out) {
+void merge_moments(const ConvShape& s, int64_t slices, const Moments* moments, T* mean, T* variance) {
+  for (int64_t branch = 0; branch < s.branches; ++branch)
+    for (int64_t group = 0; group < s.groups; ++group)
+      for (int64_t o = 0; o < s.out_channels; ++o) {
+        Moments all{0, 0, 0};
+        for (int64_t repeat = 0; repeat < s.repeats; ++repeat)
+          for (int64_t slice = 0; slice < slices; ++slice) {
+            const int64_t unit = ((branch * s.repeats + repeat) * s.groups + group) * slices + slice;
+            const Moments& next = moments[unit * s.out_channels + o];
+            const double count = all.count + next.count, delta = next.mean - all.mean;
+            all.square += next.square + delta * delta * all.count * next.count / count;
+            all.mean += delta * next.count / count;
+            all.count = count;
+          }
+        *mean++ = T(all.mean);
+        *variance++ = T(all.square > 0 || all.square != all.square ? all.square / all.count : 0);
+      }
+}
+
+template <class T>
+void run_convolution(const char* op, const ConvShape& s, GatherOperands<T> operands, const Optional& mean,
+                     const Optional& variance) {
+  const GatherPlan plan(s, false);
+  std::vector<Moments> moments;
+  const int64_t slices = mean ? gather<T>(chosen_isa(op)).slices(plan) : 0;
+  if (mean) {
+    moments.resize(size_t(s.branches * s.repeats * s.groups * slices * s.out_channels));
+    operands.after.moments = moments.data();
+  }
+  run_gather<T>(op, plan, operands);
+  if (mean) merge_moments(s, slices, moments.data(), result<T>(*mean), result<T>(*variance));
+}
+
+template <class T>
+void run_weight_grad(const char* op, const WeightGradPlan& plan, const Tensor& x, const Prologue<T>& before,
+                     const Tensor& grad, Tensor& out) {
   static const WeightGrad<T> kernel = weight_grad<T>(chosen_isa(op));
   const T *in = data<T>(x), *g = data<T>(grad);
-  T* sum = static_cast<T*>(out.mutable_data_ptr());
+  T* sum = result<T>(out);
   const int64_t parts = kernel.parts(plan), numel = out.numel();
   if (parts == 0) {  // a sum over no samples
     std::memset(sum, 0, size_t(numel) * sizeof(T));
@@ -36,7 +70,7 @@ void run_weight_grad(const char* op, const WeightGradPlan& plan, const Tensor& x
   T* to = parts > 1 ? static_cast<T*>(partial.get()) : sum;
   torch::stable::parallel_for(0, kernel.units(plan), 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(op, kernel.scratch_bytes(plan));
-    kernel.run(plan, in, g, to, scratch.get(), begin, end);
+    kernel.run(plan, in, before, g, to, scratch.get(), begin, end);
   });
   if (parts == 1) return;
   std::memcpy(sum, to, size_t(numel) * sizeof(T));
@@ -93,18 +127,49 @@ void check_weight(const char* op, const Tensor& weight, const char* name) {
                   " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
 }
 
+// Checks the coefficients with which x is read.
+void check_prologue(const char* op, const ConvShape& s, ScalarType dtype, const Optional& scale,
+                    const Optional& shift) {
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value() && !(scale && s.shared_input), op,
+                  ": scale and shift must be given together, and not for a shared x");
+  for (const Optional* t : {&scale, &shift})
+    if (*t) check_channels(op, "scale and shift", **t, s.branches, s.groups * s.in_channels, dtype);
+}
+
+template <class T>
+Prologue<T> prologue(const Optional& scale, const Optional& shift, bool rectify) {
+  return {data_or_null<T>(scale), data_or_null<T>(shift), rectify};
+}
+
 void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, Ints padding, Ints dilation,
-                int64_t groups) {
+                int64_t groups, const Optional& scale, const Optional& shift, bool rectify, const Optional& bias,
+                const Optional& residual, bool relu, const Optional& mean, const Optional& variance) {
   constexpr const char* op = "conv2d_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_size(op, "out", out, result_size(s));
   check_kinds(op, x, weight, out);
+  check_prologue(op, s, x.scalar_type(), scale, shift);
+  STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance must be given together");
+  for (const Optional* t : {&bias, &mean, &variance})
+    if (*t) check_channels(op, "bias, mean and variance", **t, s.branches, s.groups * s.out_channels, x.scalar_type());
+  if (residual) {
+    check_size(op, "residual", *residual, result_size(s));
+    check_kinds(op, *residual, x, out);
+  }
   if (out.numel() == 0) return;
+  if (residual) {
+    ConvShape same = s;
+    choose_order(op, same, *residual, "residual", out, "out");
+  }
   choose_order(op, s, x, "x", out, "out");
-  const GatherPlan plan(s, false);
-  x.scalar_type() == ScalarType::Float ? run_gather<float>(op, plan, x, weight, out)
-                                       : run_gather<double>(op, plan, x, weight, out);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const Epilogue<T> after{data_or_null<T>(bias), data_or_null<T>(residual), relu, nullptr};
+    run_convolution<T>(op, s, {data<T>(x), data<T>(weight), result<T>(out), prologue<T>(scale, shift, rectify), after},
+                       mean, variance);
+  };
+  x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out, Ints stride, Ints padding,
@@ -127,22 +192,29 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
     choose_order(op, s, grad, "grad", out, "out");
   }
   const GatherPlan plan(s, true);
-  grad.scalar_type() == ScalarType::Float ? run_gather<float>(op, plan, grad, weight, out)
-                                          : run_gather<double>(op, plan, grad, weight, out);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    run_gather<T>(op, plan, {data<T>(grad), data<T>(weight), result<T>(out), {}, {}});
+  };
+  grad.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Ints stride, Ints padding, Ints dilation,
-                            int64_t groups) {
+                            int64_t groups, const Optional& scale, const Optional& shift, bool rectify) {
   constexpr const char* op = "conv2d_weight_grad_out";
   check_weight(op, out, "out");
   ConvShape s = describe(op, x.sizes(), out.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_kinds(op, x, grad, out);
+  check_prologue(op, s, x.scalar_type(), scale, shift);
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", grad, "grad");
   const WeightGradPlan plan(s);
-  x.scalar_type() == ScalarType::Float ? run_weight_grad<float>(op, plan, x, grad, out)
-                                       : run_weight_grad<double>(op, plan, x, grad, out);
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    run_weight_grad<T>(op, plan, x, prologue<T>(scale, shift, rectify), grad, out);
+  };
+  x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 }  // namespace

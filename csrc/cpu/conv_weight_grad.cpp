@@ -131,7 +131,8 @@ size_t scratch_bytes(const WeightGradPlan& plan) {
 }
 
 template <class T>
-void run(const WeightGradPlan& plan, const T* x, const T* grad, T* partial, void* scratch, int64_t begin, int64_t end) {
+void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, const T* grad, T* partial, void* scratch,
+         int64_t begin, int64_t end) {
   constexpr int64_t L = Lanes<T>::count;
   const Work<T> work(plan);
   const ConvShape& s = plan.shape;
@@ -142,13 +143,8 @@ void run(const WeightGradPlan& plan, const T* x, const T* grad, T* partial, void
   T* zeros = memory + work.row_elements();
   T* staged_grad = zeros + work.zeros();
   const T** lines = reinterpret_cast<const T**>(staged_grad + work.staged_grad());
-  SourceRows<T> staged{columns,
-                       layout,
-                       s.in_channels,
-                       rows.source,
-                       s.samples,
-                       memory,
-                       reinterpret_cast<int64_t*>(lines + work.tap_tiles * kTaps)};
+  SourceRows<T> staged{columns,   layout, s.in_channels, rows.source,
+                       s.samples, before, memory,        reinterpret_cast<int64_t*>(lines + work.tap_tiles * kTaps)};
   std::memset(zeros, 0, size_t(work.zeros()) * sizeof(T));
   const int64_t x_image = s.in_channels * rows.source * columns.source * s.samples;
   const int64_t grad_plane = rows.target * columns.target * s.samples;
@@ -185,7 +181,9 @@ void run(const WeightGradPlan& plan, const T* x, const T* grad, T* partial, void
       for (int64_t k = 0; k < s.kernel[0]; ++k) {
         const Tap& tap = rows.taps[k];
         const int64_t index = (h + tap.shift) * rows.phases + tap.phase;
-        const T* row = index < 0 || index >= rows.source ? nullptr : staged.get(in, index, first);
+        const T* row = index < 0 || index >= rows.source
+                           ? nullptr
+                           : staged.get(in, (branch * s.groups + group) * s.in_channels, index, first);
         for (int64_t c = 0; c < s.in_channels; ++c)
           for (int64_t j = 0; j < s.kernel[1]; ++j) {
             const Tap& column = columns.taps[j];

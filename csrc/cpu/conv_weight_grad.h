@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "cpu/around.h"
 #include "cpu/axis.h"
 #include "isa.h"
 #include "shape.h"
@@ -28,6 +29,7 @@ struct WeightGrad {
   size_t (*scratch_bytes)(const WeightGradPlan&);  // memory that one worker needs, 64-byte aligned
   // Computes the units [begin, end).
   void (*run)(const WeightGradPlan&, const T* x,  // [M or 1, repeats, groups * C_in, H, W, samples]
+              const Prologue<T>& before,          // of x; none if x is shared
               const T* grad,                      // [M, repeats, groups * C_out, H_out, W_out, samples]
               T* partial,                         // [parts, M, groups * C_out, C_in, kH, kW]
               void* scratch, int64_t begin, int64_t end);

@@ -71,6 +71,13 @@ inline void stream_fence() {
 #endif
 }
 
+// ReLU; keeps what is not a number.
+template <class T>
+inline typename Lanes<T>::Vector rectified(typename Lanes<T>::Vector value) {
+  using V = typename Lanes<T>::Vector;
+  return value < V{} ? V{} : value;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

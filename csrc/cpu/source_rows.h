@@ -2,6 +2,7 @@
 // is a vector at a fixed distance: position (q, n) of tap t is element offset(t) + q * samples + n.
 #pragma once
 
+#include "cpu/around.h"
 #include "cpu/axis.h"
 #include "cpu/lanes.h"
 
@@ -40,6 +41,7 @@ struct SourceRows {
   const Axis& columns;
   const RowLayout& layout;
   int64_t channels, rows, samples;  // of the image
+  Prologue<T> before;
   T* memory;
   int64_t* held;  // index of the row in each slot
 
@@ -47,14 +49,15 @@ struct SourceRows {
     for (int64_t i = 0; i < layout.slots; ++i) held[i] = -1;
   }
 
-  // Row `index` of channels [0, channels) of the image at `image`, samples [first, first + chunk).
-  const T* get(const T* image, int64_t index, int64_t first) {
+  // Row `index` of channels [0, channels) of the image at `image`, samples [first, first + chunk); its first channel is
+  // the prologue's `channel`.
+  const T* get(const T* image, int64_t channel, int64_t index, int64_t first) {
     const int64_t slot = index % layout.slots;
     T* row = memory + slot * layout.row;
     if (held[slot] != index) {
       held[slot] = index;
       for (int64_t c = 0; c < channels; ++c)
-        stage(image + (c * rows + index) * columns.source * samples, first, row + c * layout.channel);
+        stage(image + (c * rows + index) * columns.source * samples, channel + c, first, row + c * layout.channel);
     }
     return row;
   }
@@ -66,7 +69,26 @@ struct SourceRows {
     return false;
   }
 
-  void stage(const T* in, int64_t first, T* out) const {
+  // Copies some elements of a channel through the prologue.
+  void copy(const T* from, int64_t channel, int64_t count, T* to) const {
+    if (before.scale == nullptr) {
+      std::memcpy(to, from, size_t(count) * sizeof(T));
+      return;
+    }
+    constexpr int64_t L = Lanes<T>::count;
+    const T scale = before.scale[channel], shift = before.shift[channel];
+    for (int64_t i = 0; i < count; i += L) {
+      const bool whole = i + L <= count;
+      auto value = (whole ? load(from + i) : load_some(from + i, count - i)) * scale + shift;
+      if (before.relu) value = rectified<T>(value);
+      if (whole)
+        store(to + i, value);
+      else
+        std::memcpy(to + i, &value, size_t(count - i) * sizeof(T));
+    }
+  }
+
+  void stage(const T* in, int64_t channel, int64_t first, T* out) const {
     const int64_t here = samples - first < layout.chunk ? samples - first : layout.chunk, n = layout.chunk;
     for (int64_t phase = 0; phase < columns.phases; ++phase, out += layout.positions * n) {
       if (!uses(phase)) continue;
@@ -81,11 +103,11 @@ struct SourceRows {
       if (end <= inside) continue;
       const T* from = in + (columns.phases * (inside + columns.low) + phase) * samples + first;
       if (columns.phases == 1 && n == samples) {
-        std::memcpy(out + inside * n, from, size_t((end - inside) * n) * sizeof(T));
+        copy(from, channel, (end - inside) * n, out + inside * n);
         continue;
       }
       for (int64_t p = inside; p < end; ++p, from += columns.phases * samples) {
-        std::memcpy(out + p * n, from, size_t(here) * sizeof(T));
+        copy(from, channel, here, out + p * n);
         if (here < n) std::memset(out + p * n + here, 0, size_t(n - here) * sizeof(T));
       }
     }

@@ -128,7 +128,7 @@ double convolution(const Problem<T>& p, Isa isa, int64_t workers) {
   const bsfast::GatherPlan plan(p.s, false);
   Memory<T> out(p.y.count, sizeof(void*));
   share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
-    kernel.run(plan, p.x.data, p.weight.data, out.data, scratch, begin, end);
+    kernel.run(plan, {p.x.data, p.weight.data, out.data, {}, {}}, scratch, begin, end);
   });
   return error_of(out.data, p.y_sums);
 }
@@ -146,7 +146,7 @@ double input_grad(const Problem<T>& p, Isa isa, int64_t workers) {
   const bsfast::GatherPlan plan(s, true);
   Memory<T> out(p.x.count, sizeof(void*));
   share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
-    kernel.run(plan, p.y.data, p.weight.data, out.data, scratch, begin, end);
+    kernel.run(plan, {p.y.data, p.weight.data, out.data, {}, {}}, scratch, begin, end);
   });
   return error_of(out.data, p.x_sums);
 }
@@ -158,7 +158,7 @@ double weight_grad(const Problem<T>& p, Isa isa, int64_t workers) {
   const int64_t parts = kernel.parts(plan);
   Memory<T> partial(parts * p.weight.count, sizeof(void*));
   share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
-    kernel.run(plan, p.x.data, p.y.data, partial.data, scratch, begin, end);
+    kernel.run(plan, p.x.data, {}, p.y.data, partial.data, scratch, begin, end);
   });
   for (int64_t i = p.weight.count; i < partial.count; ++i) partial.data[i % p.weight.count] += partial.data[i];
   return error_of(partial.data, p.weight_sums);

@@ -135,19 +135,20 @@ GOOD = {"x": (2, 3, 4, 5, 6), "stat": (2, 4)}
         ({"y": torch.zeros(2, 3, 4, 5, 7)}, "every activation must have shape (2, 3, 4, 5, 6), got (2, 3, 4, 5, 7)"),
         ({"y": torch.zeros(2, 3, 4, 5, 6).double()}, "all tensors must have one dtype"),
         ({"x": torch.zeros(2, 3, 4, 6, 5).mT}, "every activation must be batch-last in memory, got strides"),
-        ({"mean": torch.zeros(2, 5)}, "every statistic must have shape (2, 4), got (2, 5)"),
-        ({"weight": torch.zeros(4, 2).T}, "weight must be contiguous and have x's dtype"),
-        ({"bias": torch.zeros(2, 4).double()}, "bias must be contiguous and have x's dtype"),
+        ({"mean": torch.zeros(2, 5)}, "every statistic and coefficient must have shape (2, 4), got (2, 5)"),
+        ({"weight": torch.zeros(4, 2).T}, "every statistic and coefficient must be contiguous and have the activations' dtype"),
+        ({"bias": torch.zeros(2, 4).double()}, "every statistic and coefficient must be contiguous and have"),
         ({"residual": torch.zeros(3)}, "every activation must have shape (2, 3, 4, 5, 6), got (3)"),
     ],
 )
 def test_batch_norm_out_guards_memory(change, message):
     given = {name: torch.zeros(GOOD["x"]) for name in ("x", "y", "residual")}
-    given |= {name: torch.zeros(GOOD["stat"]) for name in ("weight", "bias", "mean", "inv", "variance")}
+    statistics = ("mean", "variance", "scale", "shift", "inv")
+    given |= {name: torch.zeros(GOOD["stat"]) for name in ("weight", "bias", *statistics)}
     given |= change
-    order = ("x", "weight", "bias", "residual", "y", "mean", "inv", "variance")
+    order = ("x", "weight", "bias", "residual", "y", *statistics)
     with pytest.raises(RuntimeError) as error:
-        torch.ops.bsfast.batch_norm_out(*(given[name] for name in order), 1e-5, False)
+        torch.ops.bsfast.batch_norm_out(*(given[name] for name in order), 1e-5, False, False)
     assert f"batch_norm_out: {message}" in str(error.value)
 
 
