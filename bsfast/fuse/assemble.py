@@ -118,7 +118,7 @@ def make_program(net: StackedModule, *, training: bool, constants: dict[str, Any
     skeletons = net._skeletons
     modes = modes_of(net.settings, training)
     if net._layers:
-        return Program(_graph_of_root(net.settings, constants), {}, modes, net)
+        return Program(_graph_of_root(net.settings, constants), {}, modes)
     traced = [trace(bones, training=training, constants=constants, twice=bones is net.settings) for bones in skeletons]
     graph, why_vmap = traced[0]
     computed = graph is not None and _computed_from_parameters(graph, net.settings)
@@ -137,7 +137,7 @@ def make_program(net: StackedModule, *, training: bool, constants: dict[str, Any
     for module in (module for bones in skeletons for module in bones.modules()):
         for name in [name for name in vars(module) if name.startswith(_MADE_IN_TRACE)]:
             delattr(module, name)
-    return Program(graph, why_vmap, modes, net)
+    return Program(graph, why_vmap, modes)
 
 
 def _graph_of_root(bones: nn.Module, constants: dict[str, Any]) -> fx.Graph:

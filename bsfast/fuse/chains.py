@@ -1,4 +1,4 @@
-"""Chains of steps that one kernel computes: batch normalisation, then perhaps a sum with another value, then a ReLU."""
+"""Chains of steps that run as one: convolution and batch normalisation, a sum with another value, a ReLU."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 
 from bsfast.fuse.function_rules import as_written
 from bsfast.fuse.steps import Ref, Step
-from bsfast.fuse.values import PerBranch
-from bsfast.nn import BatchNorm
+from bsfast.nn import BatchNorm, Conv2d
 
 _ADD = {operator.add, torch.add, "add"}
 _RELU = {F.relu, torch.relu, "relu"}
@@ -22,15 +21,33 @@ _RELU = {F.relu, torch.relu, "relu"}
 class Chain(NamedTuple):
     """Steps that run as one.
 
+    With the statistics of the batch: a normalisation, then a sum or nothing, then a ReLU or nothing, then, if there is
+    no sum, a convolution that takes the result or nothing; or a convolution alone that describes its result for a
+    normalisation. With running statistics: a convolution, then perhaps each of normalisation, sum and ReLU.
+
     Attributes:
-        parts: The steps, in order; the first is a batch normalisation.
+        parts: The steps, in order.
+        norm: Path of the batch normalisation, or None.
+        conv: Path of the convolution, or None.
         residual: Whether a sum is among them.
         relu: Whether a ReLU is.
     """
 
     parts: tuple[Step, ...]
+    norm: str | None
+    conv: str | None
     residual: bool
     relu: bool
+
+    @property
+    def norm_first(self) -> bool:
+        """Whether the normalisation comes before everything else."""
+        return self.parts[0].target == self.norm
+
+    @property
+    def describes(self) -> bool:
+        """Whether it ends with a convolution that gives the statistics of its result, too."""
+        return self.parts[-1].target == self.conv
 
 
 def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
@@ -38,7 +55,7 @@ def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
 
     Args:
         steps: A program.
-        net: Its module tree.
+        net: Its module tree, in the mode of the program.
 
     Returns:
         An equivalent program; its steps of a chain have ``op`` ``"chain"`` and the arguments (input, residual or None).
@@ -47,51 +64,88 @@ def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
     for step in steps:
         for ref in _refs(step):
             users[ref.name].append(step)
+    finder = _Finder(users, net)
     at_end: dict[str, Step] = {}
     gone: set[str] = set()
-    for step in steps:
-        is_norm = step.op == "call_module" and step.target and type(net.get_submodule(step.target)) is BatchNorm
-        if is_norm and len(step.args) == 1 and isinstance(step.args[0], Ref) and not step.kwargs:
-            chain = _chain_from(step, users, net)
-            names = {part.name for part in chain.parts}
-            if len(names) > 1 and not names & gone:
-                at_end[chain.parts[-1].name] = _as_step(chain)
-                gone |= names
+    starts = [step for step in steps if finder.is_norm(step)] + [step for step in steps if finder.is_conv(step)]
+    for step in starts:
+        chain = finder.chain_from(step)
+        names = {part.name for part in chain.parts} if chain else set()
+        if chain and not names & gone:
+            at_end[chain.parts[-1].name] = _as_step(chain)
+            gone |= names
     return tuple(_renewed([at_end.get(step.name, step) for step in steps if step.name not in gone - at_end.keys()]))
 
 
-def _chain_from(step: Step, users: dict[str, list[Step]], net: nn.Module) -> Chain:
-    """Follow a normalisation's value through a sum and a ReLU, as long as nothing else takes it."""
-    parts, residual, relu = [step], False, False
-    after = _only_users(step, users)
-    if after and _is_sum(after[0]):
-        parts, residual = [*parts, *after], True
-        after = _only_users(parts[-1], users)
-    if after and _is_relu(after[0], net):
-        parts, relu = [*parts, *after], True
-    return Chain(tuple(parts), residual, relu)
+class _Finder:
+    """Looks for chains in a program."""
 
+    def __init__(self, users: dict[str, list[Step]], net: nn.Module) -> None:
+        self.users = users
+        self.net = net
 
-def _only_users(step: Step, users: dict[str, list[Step]]) -> list[Step]:
-    """The one step that takes a value, and what puts its result in the value's place, if it was written so."""
-    own = users[step.name]
-    if len(own) == 1:
-        return own
-    written = (own[1].target, own[1].args) if len(own) == 2 else None
-    if written == (as_written, (Ref(own[0].name), Ref(step.name))) and users[own[0].name] == [own[1]]:
-        return own
-    return []
+    def chain_from(self, step: Step) -> Chain | None:
+        """Follow a value as long as nothing else takes it; None if nothing is won."""
+        parts, norm, conv, residual, relu = [step], None, None, False, False
+        if self.is_norm(step):
+            norm = step.target
+            if not self._module(step).uses_batch:
+                return None
+        else:
+            conv = step.target
+            after = self._only_users(parts[-1])
+            if after and self.is_norm(after[0]) and not self._module(after[0]).uses_batch:
+                parts, norm = [*parts, *after], after[0].target
+            elif any(self.is_norm(user) and self._module(user).uses_batch for user in self.users[step.name]):
+                return Chain(tuple(parts), None, conv, residual=False, relu=False)
+        after = self._only_users(parts[-1])
+        if after and _is_sum(after[0]):
+            parts, residual = [*parts, *after], True
+            after = self._only_users(parts[-1])
+        if after and self._is_relu(after[0]):
+            parts, relu = [*parts, *after], True
+            after = self._only_users(parts[-1])
+        if conv is None and not residual and after and self.is_conv(after[0]):
+            parts, conv = [*parts, *after], after[0].target
+        return Chain(tuple(parts), norm, conv, residual, relu) if len(parts) > 1 else None
+
+    def is_norm(self, step: Step) -> bool:
+        """Whether a step normalises one value over the batch."""
+        return self._is_layer(step, BatchNorm)
+
+    def is_conv(self, step: Step) -> bool:
+        """Whether a step convolves one value, with zeros around it."""
+        if not self._is_layer(step, Conv2d):
+            return False
+        own: Any = self._module(step).settings
+        return own.padding_mode == "zeros" and not isinstance(own.padding, str)
+
+    def _is_layer(self, step: Step, kind: type[nn.Module]) -> bool:
+        is_layer = step.op == "call_module" and bool(step.target) and type(self._module(step)) is kind
+        return is_layer and len(step.args) == 1 and isinstance(step.args[0], Ref) and not step.kwargs
+
+    def _is_relu(self, step: Step) -> bool:
+        if step.op == "call_module":
+            return bool(step.target) and type(self._module(step)) is nn.ReLU
+        return step.op in {"call_function", "call_method"} and step.target in _RELU and len(step.args) == 1
+
+    def _module(self, step: Step) -> nn.Module:
+        return self.net.get_submodule(step.target)
+
+    def _only_users(self, step: Step) -> list[Step]:
+        """The one step that takes a value, and what puts its result in the value's place, if it was written so."""
+        own = self.users[step.name]
+        if len(own) == 1:
+            return own
+        written = (own[1].target, own[1].args) if len(own) == 2 else None
+        if written == (as_written, (Ref(own[0].name), Ref(step.name))) and self.users[own[0].name] == [own[1]]:
+            return own
+        return []
 
 
 def _is_sum(step: Step) -> bool:
     is_add = step.op in {"call_function", "call_method"} and step.target in _ADD
     return is_add and len(step.args) == 2 and not step.kwargs and all(isinstance(ref, Ref) for ref in step.args)
-
-
-def _is_relu(step: Step, net: nn.Module) -> bool:
-    if step.op == "call_module":
-        return bool(step.target) and type(net.get_submodule(step.target)) is nn.ReLU
-    return step.op in {"call_function", "call_method"} and step.target in _RELU and len(step.args) == 1
 
 
 def _as_step(chain: Chain) -> Step:
@@ -119,12 +173,3 @@ def _slices(step: Step) -> list[Ref]:
         if isinstance(leaf, slice):
             found += [part for part in (leaf.start, leaf.stop, leaf.step) if isinstance(part, Ref)]
     return found
-
-
-def fits_one_kernel(x: Any, residual: Any) -> bool:
-    """Whether one kernel can take the values of a chain: per-branch, alike in shape, dtype and device."""
-    values = [x] if residual is None else [x, residual]
-    if not all(isinstance(value, PerBranch) for value in values):
-        return False
-    kinds = {(value.tensor.shape, value.tensor.dtype, value.tensor.device) for value in values}
-    return len(kinds) == 1

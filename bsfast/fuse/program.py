@@ -1,7 +1,6 @@
 """A traced graph as a flat list of steps, run on values of M branches."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,12 +8,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from bsfast.fuse.chains import fits_one_kernel, join
+from bsfast.fuse import joined
+from bsfast.fuse.chains import join
 from bsfast.fuse.functions import FUNCTIONS, is_random
 from bsfast.fuse.inplace import may_alias
 from bsfast.fuse.steps import Ref, Step
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.layout import to_batch_last
+from bsfast.nn import BatchNorm
 from bsfast.nn.vmapped import call_vmapped
 from bsfast.ops import plan
 
@@ -47,18 +48,24 @@ class Program:
 
     Attributes:
         steps: In order; empty if the branches run by vmap as a whole.
-        schedule: The same with chains of steps joined; this is what runs.
         why_vmap: Paths of modules that run by vmap, each with the reason.
         modes: Paths of all modules, each with the mode that it was traced in.
     """
 
-    def __init__(
-        self, graph: fx.Graph | None, why_vmap: dict[str, str], modes: dict[str, bool], net: nn.Module
-    ) -> None:
+    def __init__(self, graph: fx.Graph | None, why_vmap: dict[str, str], modes: dict[str, bool]) -> None:
         self.steps = tuple(_steps(graph)) if graph is not None else ()
-        self.schedule = join(self.steps, net)
         self.why_vmap = why_vmap
         self.modes = modes
+        self._schedules: dict[tuple[bool, ...], tuple[Step, ...]] = {}
+
+    def schedule(self, net: nn.Module) -> tuple[Step, ...]:
+        """The steps with chains joined: what runs. It depends on which normalisations use the batch's statistics."""
+        paths = [step.target for step in self.steps if step.op == "call_module" and step.target]
+        layers = [net.get_submodule(path) for path in paths]
+        key = tuple(layer.uses_batch for layer in layers if isinstance(layer, BatchNorm))
+        if key not in self._schedules:
+            self._schedules[key] = join(self.steps, net)
+        return self._schedules[key]
 
     def same_steps(self, other: "Program") -> bool:
         """Say whether two programs compute the same."""
@@ -88,7 +95,7 @@ class Program:
         if not self.steps:
             return _copy(wrap(call_vmapped(net, skeleton, (), constants | expand(inputs, branches))))
         values: dict[str, Any] = {}
-        *steps, output = self.schedule
+        *steps, output = self.schedule(net)
         for step in steps:
             values[step.name] = run_step(step, net, values, inputs, branches)
             for name in step.last_use_of:
@@ -180,12 +187,15 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
     """
     if step.op == "placeholder":
         return pytree.tree_map(enter, inputs[step.target])
-    if step.op == "chain":
-        return _run_chain(step, net, values, branches)
     if step.op == "get_attr":
         path, _, leaf = step.target.rpartition(".")
         return PerBranch(getattr(net.get_submodule(path), leaf))
     args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+    if step.op == "chain" and not joined.can_run(step.target, net, *args):
+        own = dict(values)
+        for part in step.target.parts:
+            own[part.name] = run_step(part, net, own, {}, branches)
+        return own[step.name]
     if torch.compiler.is_compiling():
         return _call(step, net, args, kwargs, branches)
     try:
@@ -193,29 +203,13 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         if type(error) not in {ValueError, TypeError, RuntimeError, IndexError} or str(error).startswith("Branched: "):
             raise
-        raise type(error)(f"Branched: at node {step.name!r}: {error}") from error
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks expect the module's own input, output or gradients."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
-def _run_chain(step: Step, net: nn.Module, values: dict[str, Any], branches: int) -> Any:
-    parts = step.target.parts
-    one_kernel = not torch.compiler.is_compiling() and fits_one_kernel(*_resolve(step.args, values))
-    modules = [net.get_submodule(part.target) for part in parts if part.op == "call_module"]
-    if not one_kernel or any(_is_watched(module) for module in modules):
-        own = dict(values)
-        for part in parts:
-            own[part.name] = run_step(part, net, own, {}, branches)
-        return own[step.name]
-    joined = replace(parts[0], kwargs={"residual": step.args[1], "relu": step.target.relu})
-    return run_step(joined, net, values, {}, branches)
+        name = step.target.parts[0].name if step.op == "chain" else step.name
+        raise type(error)(f"Branched: at node {name!r}: {error}") from error
 
 
 def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: int) -> Any:
+    if step.op == "chain":
+        return joined.run(step.target, net, *args)
     if step.op == "call_module":
         module = layer_at(net, step.target)
         if getattr(module, "takes_shared", False) and not any_per_branch((args, kwargs)):

@@ -7,6 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from bsfast.fuse import joined
+from bsfast.fuse.chains import Chain
 from bsfast.fuse.functions import FUNCTIONS
 from bsfast.fuse.program import Program, layer_at, run_step
 from bsfast.fuse.steps import Step
@@ -125,4 +127,22 @@ def _choices(net: StackedModule, program: Program, inputs: dict[str, Any]) -> di
             if notes:
                 chosen[step.name] = notes[-1]
                 notes.clear()
+        for step in program.schedule(net):
+            if step.op == "chain":
+                x, residual = (None if ref is None else values[ref.name] for ref in step.args)
+                if joined.why_apart(step.target, net, x, residual) is None:
+                    chosen |= _joined(step.target)
     return chosen
+
+
+def _joined(chain: Chain) -> dict[str, plan.Plan]:
+    """What the steps of a chain run as."""
+    names = [part.target if part.op == "call_module" else part.name for part in chain.parts]
+    if len(names) == 1:
+        return {
+            chain.parts[0].name: plan.Plan("native", "batch-last: samples in the vector lanes; describes its result")
+        }
+    reason = f"one kernel for {', '.join(names)}"
+    if chain.conv is not None and not chain.describes:
+        reason += ", where no gradients are recorded"
+    return {part.name: plan.Plan("native", reason) for part in chain.parts}

@@ -9,12 +9,18 @@ from torch.utils import _pytree as pytree
 
 
 class PerBranch:
-    """A tensor whose axis 0 is the branch axis; a bare tensor in the graph is shared by all branches."""
+    """A tensor whose axis 0 is the branch axis; a bare tensor in the graph is shared by all branches.
 
-    __slots__ = ("tensor",)
+    Attributes:
+        tensor: The tensor.
+        moments: Mean and variance of its channels, if what computed it has them.
+    """
 
-    def __init__(self, tensor: Tensor) -> None:
+    __slots__ = ("moments", "tensor")
+
+    def __init__(self, tensor: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> None:
         self.tensor = tensor
+        self.moments = moments
 
     @property
     def rank(self) -> int:

@@ -100,14 +100,16 @@ def batch_norm(
     *,
     residual: Tensor | None = None,
     relu: bool = False,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``F.batch_norm`` of each branch; then ``residual``, of x's shape, is added, and a ReLU applied if ``relu``."""
     for given in (weight, running_mean):
         if given is not None and x.shape[2] != given.shape[1]:
             raise ValueError(f"batch_norm: x must have C={given.shape[1]} channels, got {tuple(x.shape)}")
-    own = training and ops.plan_batch_norm(x, weight, bias, residual).algorithm == "native"
+    # moments: mean and variance (divided by the number of elements) of the batch, if they are known.
+    own = training and ops.plan_batch_norm(x, weight, bias, residual).algorithm == "native" and ops.has_memory(x)
     if own and (count := x[0, :, 0].numel()) > 1:  # of one element torch complains
-        y, mean, variance = ops.batch_norm(x, weight, bias, eps=eps, residual=residual, relu=relu)
+        y, mean, variance = ops.batch_norm(x, weight, bias, eps=eps, residual=residual, relu=relu, moments=moments)
         update_statistics(running_mean, running_var, mean, variance, count, momentum)
         return y
     y = _stock_batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -53,42 +53,90 @@ class BatchNorm(StackedModule):
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
 
-    def forward(self, x: Tensor, *, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    @property
+    def uses_batch(self) -> bool:
+        """Whether it normalises with the statistics of the batch."""
+        return self.training or self.running_mean is None
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        moments: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Normalise ``(M, N, C, ...)`` over samples and space; then add ``residual`` and apply a ReLU, where asked."""
         own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
         own._check_input_dim(x[0])
-        use_batch = self.training or self.running_mean is None
         momentum = own.momentum
         tracks = self.training and own.track_running_stats
         if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        keep = (tracks and momentum is not None) or not use_batch  # whether F.batch_norm sees the running statistics
+        # Whether F.batch_norm sees the running statistics.
+        keep = (tracks and momentum is not None) or not self.uses_batch
         y = functional.batch_norm(
             x,
             self.running_mean if keep else None,
             self.running_var if keep else None,
             self.weight,
             self.bias,
-            use_batch,
+            self.uses_batch,
             0.0 if momentum is None else momentum,
             own.eps,
             residual=residual,
             relu=relu,
+            moments=moments,
         )
         if tracks and momentum is None:
-            self._average(x)
+            axes = [axis for axis in range(1, x.dim()) if axis != 2]
+            variance, mean = torch.var_mean(x.detach(), dim=axes, correction=0)
+            self._average(mean, variance, x[0, :, 0].numel())
         return y
 
-    def _average(self, x: Tensor) -> None:
+    def track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics by a batch that was normalised elsewhere.
+
+        Args:
+            mean: Means of its channels, ``(M, C)``.
+            variance: Their variances, divided by ``count``.
+            count: Elements of a channel.
+        """
+        own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
+        if not (self.training and own.track_running_stats):
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if own.momentum is None:
+            self._average(mean, variance, count)
+        else:
+            functional.update_statistics(self.running_mean, self.running_var, mean, variance, count, own.momentum)
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each ``(M, C)``, of the normalisation with running statistics: y = scale x + shift.
+
+        Returns:
+            The two.
+
+        Raises:
+            ValueError: If there are no running statistics.
+        """
+        own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError("BatchNorm.coefficients: running statistics must be there, got None")
+        scale = (self.running_var + own.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else shift + self.bias
+
+    def _average(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Cumulative averages (momentum=None), whose factor 1 / batches may differ between branches."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        with torch.no_grad():
-            axes = [axis for axis in range(1, x.dim()) if axis != 2]
-            variance, mean = torch.var_mean(x.to(self.running_mean.dtype), dim=axes)
-            factor = (1.0 / self.num_batches_tracked.double()).to(mean.dtype).unsqueeze(1)
-            self.running_mean.lerp_(mean, factor.expand_as(mean))
-            self.running_var.lerp_(variance, factor.expand_as(mean))
+        factor = (1.0 / self.num_batches_tracked.double()).to(self.running_mean.dtype).unsqueeze(1)
+        factor = factor.expand_as(self.running_mean)
+        self.running_mean.lerp_(mean.to(factor.dtype), factor)
+        self.running_var.lerp_((variance * (count / max(count - 1, 1))).to(factor.dtype), factor)
 
 
 class InstanceNorm2d(StackedModule):

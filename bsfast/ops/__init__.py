@@ -2,5 +2,20 @@
 
 from bsfast.ops.batch_norm import batch_norm, plan_batch_norm
 from bsfast.ops.conv2d import conv2d, conv2d_input_grad, conv2d_weight_grad
+from bsfast.ops.conv2d_kernels import output_shape
+from bsfast.ops.functorch import has_memory
+from bsfast.ops.norm_conv2d import Norm, folded_conv2d, norm_conv2d, plan_norm_conv2d
 
-__all__ = ["batch_norm", "conv2d", "conv2d_input_grad", "conv2d_weight_grad", "plan_batch_norm"]
+__all__ = [
+    "Norm",
+    "batch_norm",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "folded_conv2d",
+    "has_memory",
+    "norm_conv2d",
+    "output_shape",
+    "plan_batch_norm",
+    "plan_norm_conv2d",
+]

@@ -37,10 +37,7 @@ def plan_batch_norm(x: Tensor, *operands: Tensor | None) -> plan.Plan:
     if x.dim() != 5 or any(t.dim() == 5 and t.stride() != x.stride() for t in present):
         memory = "this shape, or operands of different memory orders,"
     has_kernel = memory in _MEMORY_ORDERS and x.numel() > 0
-    chosen = plan.batch_norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel)
-    if type(x) not in {Tensor, torch.nn.Parameter}:  # without memory, as in reports, or wrapped
-        return plan.Plan("aten", "a tensor subclass goes through stock operators")
-    return chosen
+    return plan.batch_norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel)
 
 
 def batch_norm(
@@ -51,6 +48,7 @@ def batch_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
     relu: bool = False,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise every channel of every branch: act(weight (x - mean) / sigma + bias + residual).
 
@@ -64,12 +62,13 @@ def batch_norm(
         eps: Added to the variance.
         residual: Added before the activation; shape and memory order of ``x``.
         relu: Whether the activation is a ReLU, or there is none.
+        moments: Mean and variance as returned, if they are known.
 
     Returns:
         The result, shape of ``x``, and mean and variance (divided by the number of elements) of the batch, ``(M, C)``,
         both without gradients.
     """
-    result: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, residual, eps, relu)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, residual, eps, relu, moments)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -95,11 +94,15 @@ class _BatchNorm(torch.autograd.Function):
         residual: Tensor | None,
         eps: float,
         relu: bool,
+        moments: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
-        mean, variance, *coefficients = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(5))
+        scale, shift, inv, *own = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(3 if moments else 5))
+        (mean, variance), coefficients = moments or own, (scale, shift, inv)
         flat = [None if t is None else t.contiguous() for t in (weight, bias)]
-        torch.ops.bsfast.batch_norm_out(x, *flat, residual, y, mean, variance, *coefficients, eps, relu, False)
+        torch.ops.bsfast.batch_norm_out(
+            x, *flat, residual, y, mean, variance, *coefficients, eps, relu, moments is not None
+        )
         # The gradient's mask is that of y, which is computed again where it is x's alone.
         kept = (residual, y) if relu and residual is not None else (None, None)
         ctx.save_for_backward(x, weight, bias, *kept, mean, *coefficients)
@@ -112,7 +115,7 @@ class _BatchNorm(torch.autograd.Function):
         x, _weight, _bias, residual, y, mean, *coefficients = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():  # exactly under create_graph
-            return (*_differentiable_grads(ctx, needs, grad), None, None)
+            return (*_differentiable_grads(ctx, needs, grad), None, None, None)
         same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
         x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
         residual_grad = torch.empty_like(x) if residual is not None and needs[3] else None
@@ -120,7 +123,7 @@ class _BatchNorm(torch.autograd.Function):
             x, y, same, mean, *coefficients, x_grad, weight_grad, bias_grad, residual_grad, ctx.relu
         )
         grads = (x_grad, weight_grad, bias_grad, same if residual is None else residual_grad)
-        return (*(own if needed else None for own, needed in zip(grads, needs, strict=True)), None, None)
+        return (*(own if needed else None for own, needed in zip(grads, needs, strict=True)), None, None, None)
 
 
 def _differentiable_grads(ctx: Any, needs: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:

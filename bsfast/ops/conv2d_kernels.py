@@ -18,23 +18,28 @@ Pair = tuple[int, int]
 
 def conv2d(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Convolve each branch."""
-    chosen = plan.conv2d(_problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    chosen = plan.conv2d(problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
     if chosen.algorithm == "native":
-        out = _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
-        torch.ops.bsfast.conv2d_out(x, weight.contiguous(), out, *geometry)
-        return out
+        return native_conv2d(x, weight, geometry)
     return _ordered(conv2d_stock.conv2d(x, weight, *geometry, algorithm=chosen.algorithm), x)
+
+
+def native_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any], **around: Any) -> Tensor:
+    """Convolve each branch by the own kernel, with the prologue and the epilogue that ``conv2d_out`` names."""
+    out = _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
+    torch.ops.bsfast.conv2d_out(x, weight.contiguous(), out, *geometry, **around)
+    return out
 
 
 def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Allocate the result of conv2d and note its plan, for reports."""
-    plan.conv2d(_problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    plan.conv2d(problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
     return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
 
 
 def input_grad(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:
     """Gradient with respect to the input."""
-    chosen = plan.conv2d_input_grad(_problem(grad, weight.shape[-2:], *geometry, shared=len(input_size) == 4))
+    chosen = plan.conv2d_input_grad(problem(grad, weight.shape[-2:], *geometry, shared=len(input_size) == 4))
     if chosen.algorithm == "native":
         out = _empty(input_size, grad)
         torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry)
@@ -48,13 +53,12 @@ def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *ge
     return _empty(input_size, grad)
 
 
-def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any) -> Tensor:
-    """Gradient with respect to the weights."""
-    chosen = plan.conv2d_weight_grad(_problem(x, kernel_size, *geometry, shared=x.dim() == 4))
+def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any, **prologue: Any) -> Tensor:
+    """Gradient with respect to the weights; with a prologue of the input only by the own kernel."""
+    chosen = plan.conv2d_weight_grad(problem(x, kernel_size, *geometry, shared=x.dim() == 4))
     if chosen.algorithm == "native":
         out = weight_grad_fake(x, grad, kernel_size, *geometry)
-        same = grad if is_batch_last(grad) == is_batch_last(x) else _ordered(grad, x)
-        torch.ops.bsfast.conv2d_weight_grad_out(x, same, out, *geometry)
+        torch.ops.bsfast.conv2d_weight_grad_out(x, in_order_of(grad, x), out, *geometry, **prologue)
         return out
     w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
     return _ordered(w_grad)
@@ -74,7 +78,12 @@ def output_shape(
     return (weight_shape[0], x_shape[-4], weight_shape[1], *space)
 
 
-def _problem(
+def in_order_of(grad: Tensor, x: Tensor) -> Tensor:
+    """Give a gradient the memory order of the input, if it has another."""
+    return grad if is_batch_last(grad) == is_batch_last(x) else _ordered(grad, x)
+
+
+def problem(
     activation: Tensor,
     kernel_size: Sequence[int],
     stride: Sequence[int],
@@ -84,6 +93,7 @@ def _problem(
     *,
     shared: bool,
 ) -> plan.Conv2d:
+    """Describe a convolution, or a gradient whose first activation this is, to :mod:`bsfast.ops.plan`."""
     pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     return plan.Conv2d(
         device=activation.device.type,

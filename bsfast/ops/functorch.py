@@ -1,4 +1,4 @@
-"""The one place that reads torch's private stack of function transforms; tested on every torch."""
+"""What stands between a tensor and a kernel; the one place that reads torch's private stack of function transforms."""
 
 import torch
 
@@ -28,3 +28,8 @@ def forward_mode_levels() -> int:
             "wrong; use a torch version that CHANGELOG.md lists as tested"
         ) from error
     return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
+
+
+def has_memory(x: torch.Tensor) -> bool:
+    """Whether a tensor has data that kernels can take: it is no subclass, such as those without data in reports."""
+    return type(x) in {torch.Tensor, torch.nn.Parameter}

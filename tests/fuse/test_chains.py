@@ -1,4 +1,4 @@
-"""Batch normalisation, sum and ReLU that run as one step: where they are joined, and that nothing else changes."""
+"""Convolution, normalisation, sum and ReLU that run as one: where they are joined, and that nothing else changes."""
 
 import copy
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bsfast
+from bsfast.fuse.function_rules import as_written
 from bsfast.reference import ReferenceBranched
 from tests.cases import in_order
 
@@ -21,6 +22,7 @@ class Block(nn.Module):
         self.bn = nn.BatchNorm2d(3)
         self.other = nn.BatchNorm2d(3)
         self.relu = nn.ReLU(inplace=True)
+        self.next = nn.Conv2d(3, 2, (3, 2), stride=(1, 2), padding=1)
         self.end = end
 
     def forward(self, x):
@@ -31,24 +33,39 @@ def twice(_m, value):
     return value * torch.relu(value)
 
 
-JOINED = {
-    "relu module": lambda m, _x, y: m.relu(m.bn(y)),
-    "F.relu": lambda m, _x, y: F.relu(m.bn(y), inplace=True),
-    "method": lambda m, _x, y: m.bn(y).relu(),
-    "sum": lambda m, x, y: m.bn(y) + x,
-    "sum and relu": lambda m, x, y: torch.relu(x + m.bn(y)),
-    "in place": lambda m, x, y: F.relu_(m.bn(y).add_(x)),
-    "sum used twice": lambda m, x, y: twice(m, m.bn(y) + x),
-    "two of them": lambda m, x, y: m.relu(m.bn(y) + m.other(x)),
-    "one after the other": lambda m, _x, y: m.relu(m.other(m.relu(m.bn(y)))),
-}
-APART = {
-    "used twice": lambda m, _x, y: twice(m, m.bn(y)),
-    "with itself": lambda m, _x, y: torch.add(*[m.bn(y)] * 2),
-    "scaled sum": lambda m, x, y: torch.add(m.bn(y), x, alpha=2),
-    "constant": lambda m, _x, y: m.bn(y) + 1.0,
-    "another activation": lambda m, _x, y: torch.tanh(m.bn(y)),
-    "normalisation alone": lambda m, _x, y: m.bn(y),
+# The end of a block, and the steps that are joined in training and in evaluation without gradients.
+ENDS = {
+    "relu module": (lambda m, _x, y: m.relu(m.bn(y)), ["conv", "bn relu"], ["conv bn relu"]),
+    "F.relu": (lambda m, _x, y: F.relu(m.bn(y), inplace=True), ["conv", "bn relu"], ["conv bn relu"]),
+    "method": (lambda m, _x, y: m.bn(y).relu(), ["conv", "bn relu"], ["conv bn relu"]),
+    "sum": (lambda m, x, y: m.bn(y) + x, ["conv", "bn add"], ["conv bn add"]),
+    "sum and relu": (lambda m, x, y: torch.relu(x + m.bn(y)), ["conv", "bn add relu"], ["conv bn add relu"]),
+    "in place": (
+        lambda m, x, y: F.relu_(m.bn(y).add_(x)),
+        ["conv", "bn add relu"],
+        ["conv bn add relu"],
+    ),
+    "sum used twice": (lambda m, x, y: twice(m, m.bn(y) + x), ["conv", "bn add"], ["conv bn add"]),
+    "two of them": (lambda m, x, y: m.relu(m.bn(y) + m.other(x)), ["conv", "bn add relu"], ["conv bn add relu"]),
+    "one after the other": (
+        lambda m, _x, y: m.relu(m.other(m.relu(m.bn(y)))),
+        ["conv", "bn relu", "other relu"],
+        ["conv bn relu"],
+    ),
+    "convolved": (lambda m, _x, y: m.next(m.relu(m.bn(y))), ["conv", "bn relu next"], ["conv bn relu"]),
+    "convolved without relu": (lambda m, _x, y: m.next(m.bn(y)), ["conv", "bn next"], ["conv bn"]),
+    "sum, then convolved": (lambda m, x, y: m.next(F.relu(m.bn(y) + x)), ["conv", "bn add relu"], ["conv bn add relu"]),
+    "two in a row": (
+        lambda m, _x, y: m.relu(m.other(m.conv(m.relu(m.bn(y))))),
+        ["bn relu conv", "conv", "other relu"],
+        ["conv bn relu", "conv other relu"],
+    ),
+    "no normalisation": (lambda m, x, y: m.relu(y + x), ["conv add relu"], ["conv add relu"]),
+    "used twice": (lambda m, _x, y: twice(m, m.bn(y)), ["conv"], ["conv bn"]),
+    "with itself": (lambda m, _x, y: torch.add(*[m.bn(y)] * 2), ["conv"], ["conv bn"]),
+    "scaled sum": (lambda m, x, y: torch.add(m.bn(y), x, alpha=2), ["conv"], ["conv bn"]),
+    "constant": (lambda m, _x, y: m.bn(y) + 1.0, ["conv"], ["conv bn"]),
+    "another activation": (lambda m, _x, y: torch.tanh(m.bn(y)), ["conv"], ["conv bn"]),
 }
 
 
@@ -59,7 +76,13 @@ def fused_and_truth(end, branches=3):
 
 
 def chains(net):
-    return [step for program in net._programs.values() for step in program.schedule if step.op == "chain"]
+    """The chains of the program that ran last, each as the names of its steps."""
+    *_, program = net._programs.values()
+    joined = [step.target for step in program.schedule(net) if step.op == "chain"]
+    return sorted(
+        " ".join(part.name.removesuffix("_1").rstrip("_") for part in chain.parts if part.target is not as_written)
+        for chain in joined
+    )
 
 
 def check(net, truth, x):
@@ -73,6 +96,8 @@ def check(net, truth, x):
         y.backward(grad)
         expected.backward(grad)
         torch.testing.assert_close(own.grad, wanted.grad, rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            torch.testing.assert_close(net(x), truth(x), rtol=1e-10, atol=1e-10)
     plain = bsfast.unfuse(net)
     for got, branch in zip(plain, truth.branches, strict=True):
         for name, tensor in branch.state_dict().items():
@@ -85,18 +110,34 @@ def check(net, truth, x):
 
 
 @pytest.mark.parametrize("samples", [17, 4])
-@pytest.mark.parametrize("name", [*JOINED, *APART])
+@pytest.mark.parametrize("name", ENDS)
 def test_chains_compute_what_their_steps_do(name, samples):
-    net, truth = fused_and_truth((JOINED | APART)[name])
+    end, in_training, in_evaluation = ENDS[name]
+    net, truth = fused_and_truth(end)
     check(net, truth, torch.randn(samples, 3, 6, 5, dtype=torch.float64))
-    assert bool(chains(net)) == (name in JOINED)
+    assert chains(net) == sorted(in_evaluation)
+    net.train()
+    net(torch.randn(samples, 3, 6, 5, dtype=torch.float64))
+    assert chains(net) == sorted(in_training)
 
 
-def test_a_chain_has_the_sum_and_the_relu():
-    net, _ = fused_and_truth(JOINED["two of them"])
-    net(torch.randn(17, 3, 6, 5, dtype=torch.float64))
-    (chain,) = {step.target.parts[0].target: step.target for step in chains(net)}.values()
-    assert (chain.residual, chain.relu) == (True, True)
+def test_a_normalisation_that_changes_its_mode_changes_the_chains():
+    net, truth = fused_and_truth(ENDS["two in a row"][0])
+    for module in (net, truth):
+        [part.eval() for name, part in module.named_modules() if name.endswith("bn")]
+    x = torch.randn(17, 3, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), truth(x))
+    assert chains(net) == ["conv", "conv bn relu", "other relu"]
+
+
+def test_normalised_activations_are_not_kept():
+    net, _ = fused_and_truth(ENDS["convolved"][0])
+    kept = set()
+    pack = lambda t: (kept.add((t.data_ptr(), t.shape)), t)[1]  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        net(torch.randn(64, 3, 6, 5, dtype=torch.float64))
+    assert sum(shape[-4:] == (64, 3, 6, 5) for _, shape in kept) == 2  # the input, and what is normalised
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 6, 5), (17, 3, 1, 1)])
@@ -107,7 +148,7 @@ def test_a_residual_that_is_broadcast_runs_step_by_step(shape):
 
 
 def test_a_hook_inside_a_chain_fires():
-    net, _ = fused_and_truth(JOINED["relu module"])
+    net, _ = fused_and_truth(ENDS["relu module"][0])
     seen = []
     net.get_submodule("bn").register_forward_hook(lambda _m, _args, y: seen.append(y.detach().min().item()))
     net(torch.randn(17, 3, 6, 5, dtype=torch.float64))
@@ -116,7 +157,7 @@ def test_a_hook_inside_a_chain_fires():
 
 
 def test_a_backward_hook_inside_a_chain_sees_the_gradient_of_its_own_module():
-    net, truth = fused_and_truth(JOINED["relu module"])
+    net, truth = fused_and_truth(ENDS["relu module"][0])
     seen = []
     net.get_submodule("bn").register_full_backward_hook(lambda _m, _in, out: seen.append(out[0]))
     for k, branch in enumerate(truth.branches):
@@ -131,7 +172,7 @@ def test_a_backward_hook_inside_a_chain_sees_the_gradient_of_its_own_module():
 
 
 def test_chains_go_through_function_transforms():
-    net, truth = fused_and_truth(JOINED["sum and relu"])
+    net, truth = fused_and_truth(ENDS["sum and relu"][0])
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     net.eval()
     truth.eval()
@@ -141,7 +182,7 @@ def test_chains_go_through_function_transforms():
 
 
 def test_double_backward_through_a_chain_in_train_mode_updates_statistics_once():
-    net, truth = fused_and_truth(JOINED["sum and relu"])
+    net, truth = fused_and_truth(ENDS["sum and relu"][0])
     x = in_order(torch.randn(17, 3, 4, 4, dtype=torch.float64), "contiguous")
     results = []
     for module in (net, truth):
@@ -154,7 +195,7 @@ def test_double_backward_through_a_chain_in_train_mode_updates_statistics_once()
 
 
 def test_errors_in_a_chain_name_the_normalisation():
-    net, _ = fused_and_truth(JOINED["relu module"])
+    net, _ = fused_and_truth(ENDS["relu module"][0])
     net.get_submodule("bn").weight = nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"at node 'bn': batch_norm: x must have C=4 channels, got \(3, 17, 3, 6, 5\)"):
         net(torch.randn(17, 3, 6, 5, dtype=torch.float64))

@@ -31,7 +31,7 @@ def test_report_needs_an_input_to_know_convolutions() -> None:
     assert [row.kernel for row in net.report().rows if row.node == "conv1"] == ["?"]
     net(torch.randn(17, 3, 6, 6))
     rows = {row.node: row for row in net.report().rows}
-    assert rows["conv1"][2:] == ("native", "batch-last: samples in the vector lanes")
+    assert rows["conv1"][2:] == ("native", "batch-last: samples in the vector lanes; describes its result")
     assert "x" in rows
     small = {row.node: row for row in net.report(torch.randn(3, 3, 6, 6)).rows}
     assert small["x"].kernel == "contiguous"

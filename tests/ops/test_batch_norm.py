@@ -136,7 +136,10 @@ GOOD = {"x": (2, 3, 4, 5, 6), "stat": (2, 4)}
         ({"y": torch.zeros(2, 3, 4, 5, 6).double()}, "all tensors must have one dtype"),
         ({"x": torch.zeros(2, 3, 4, 6, 5).mT}, "every activation must be batch-last in memory, got strides"),
         ({"mean": torch.zeros(2, 5)}, "every statistic and coefficient must have shape (2, 4), got (2, 5)"),
-        ({"weight": torch.zeros(4, 2).T}, "every statistic and coefficient must be contiguous and have the activations' dtype"),
+        (
+            {"weight": torch.zeros(4, 2).T},
+            "every statistic and coefficient must be contiguous and have the activations' dtype",
+        ),
         ({"bias": torch.zeros(2, 4).double()}, "every statistic and coefficient must be contiguous and have"),
         ({"residual": torch.zeros(3)}, "every activation must have shape (2, 3, 4, 5, 6), got (3)"),
     ],

@@ -1,0 +1,90 @@
+"""How a chain of steps runs as one, and when it cannot."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsfast.fuse.chains import Chain
+from bsfast.fuse.values import PerBranch
+from bsfast.nn import BatchNorm, Conv2d, joined
+
+
+def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None:  # noqa: PLR0911 (one a reason)
+    """Say why the steps of a chain must run one by one, or None if one kernel can take its values.
+
+    Args:
+        chain: The chain.
+        net: The module tree.
+        x: Its input.
+        residual: The other value of its sum, or None.
+
+    Returns:
+        The reason, or None.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.compile takes the parts"
+    modules = [net.get_submodule(part.target) for part in chain.parts if part.op == "call_module"]
+    if any(_is_watched(module) for module in modules):
+        return "a hook watches a part"
+    norm, conv = _layers(chain, net)
+    if norm is not None and not isinstance(norm.settings, nn.BatchNorm2d):
+        return "not a normalisation of images"
+    shared = not chain.norm_first and not isinstance(x, PerBranch)
+    tensor = x if shared else getattr(x, "tensor", None)
+    if not isinstance(tensor, Tensor) or tensor.dim() != (4 if shared else 5):
+        return "the input is no image of each branch"
+    if residual is not None and not (isinstance(residual, PerBranch) and _alike(residual.tensor, tensor)):
+        return "the other value of the sum is of another kind"
+    if conv is None:
+        same = residual is None or residual.tensor.shape == tensor.shape
+        return None if same else "the other value of the sum has another shape"
+    if chain.describes:
+        return joined.why_not_norm_conv2d(tensor, norm, conv, relu=chain.relu)
+    return joined.why_not_conv2d_norm(tensor, conv, norm, None if residual is None else residual.tensor)
+
+
+def can_run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> bool:
+    """Whether :func:`run` can take a chain's values; arguments as there."""
+    tensors = [value.tensor if isinstance(value, PerBranch) else value for value in (x, residual)]
+    has_memory = all(joined.has_memory(t) for t in tensors if t is not None)
+    return has_memory and why_apart(chain, net, x, residual) is None
+
+
+def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
+    """Compute a chain as one, where :func:`can_run` allows it.
+
+    Args:
+        chain: The chain.
+        net: The module tree.
+        x: Its input.
+        residual: The other value of its sum, or None.
+
+    Returns:
+        The value of its last step.
+    """
+    norm, conv = _layers(chain, net)
+    tensor, moments = (x.tensor, x.moments) if isinstance(x, PerBranch) else (x, None)
+    other = None if residual is None else residual.tensor
+    if conv is None:
+        layer: nn.Module = net.get_submodule(chain.parts[0].target)
+        return PerBranch(layer(tensor, residual=other, relu=chain.relu, moments=moments))
+    if chain.describes:
+        return PerBranch(*joined.norm_conv2d(tensor, norm, conv, relu=chain.relu, moments=moments))
+    return PerBranch(joined.conv2d_norm(tensor, conv, norm, other, relu=chain.relu))
+
+
+def _layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | None]:
+    norm: Any = None if chain.norm is None else net.get_submodule(chain.norm)
+    conv: Any = None if chain.conv is None else net.get_submodule(chain.conv)
+    return norm, conv
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks expect the module's own input, output or gradients."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device

@@ -1,0 +1,93 @@
+"""Convolution and batch normalisation layers that run as one kernel."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfast import ops
+from bsfast.nn.layers import BatchNorm, Conv2d
+
+Moments = tuple[Tensor, Tensor]
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether a tensor has data that kernels can take."""
+    return ops.has_memory(x)
+
+
+def why_not_norm_conv2d(x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu: bool) -> str | None:
+    """Say why :func:`norm_conv2d` cannot take these, or None if it can; arguments as there."""
+    own: Any = conv.settings
+    if x.shape[-3] != own.in_channels or 0 in x.shape:
+        return "the input has another number of channels, or no values"
+    before = None if norm is None else _norm(norm, relu, None)
+    chosen = ops.plan_norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
+    if chosen.algorithm != "native":
+        return chosen.reason
+    enough = norm is None or x[0, :, 0].numel() > 1
+    return None if enough else "too few values to normalise"
+
+
+def norm_conv2d(
+    x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu: bool = False, moments: Moments | None = None
+) -> tuple[Tensor, Moments]:
+    """Convolve values, or their normalisation with the statistics of the batch, and describe the result.
+
+    Args:
+        x: Shape ``(M, N, C_in, H, W)``, or without a normalisation ``(N, C_in, H, W)``.
+        norm: The normalisation, or None; its running statistics are moved.
+        conv: The convolution.
+        relu: Whether a ReLU stands between them.
+        moments: Mean and variance of the channels of x, ``(M, C_in)``, if they are known.
+
+    Returns:
+        The result, and mean and variance of its channels.
+    """
+    before = None if norm is None else _norm(norm, relu, moments)
+    result = ops.norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
+    if norm is not None and result.input_moments is not None:
+        norm.track(*result.input_moments, count=x[0, :, 0].numel())
+    return result.y, result.moments
+
+
+def why_not_conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tensor | None) -> str | None:
+    """Say why :func:`conv2d_norm` cannot take these, or None if it can; arguments as there."""
+    tensors = [x, conv.weight, conv.bias, residual]
+    tensors += [] if norm is None else [norm.weight, norm.bias]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return "gradients are recorded"
+    shape = ops.output_shape(x.shape, conv.weight.shape, *_geometry(conv)[:3])
+    if residual is not None and residual.shape != shape:
+        return "the other value of the sum has another shape"
+    return why_not_norm_conv2d(x, None, conv, relu=False)
+
+
+def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tensor | None, *, relu: bool) -> Tensor:
+    """Convolve; then normalise with running statistics, add and apply a ReLU, where asked. Without gradients.
+
+    Args:
+        x: Shape ``(M, N, C_in, H, W)``, or ``(N, C_in, H, W)`` if shared by all branches.
+        conv: The convolution.
+        norm: The normalisation, or None; weights and bias of the convolution do its work.
+        residual: What is added, of the result's shape, or None.
+        relu: Whether a ReLU comes last.
+
+    Returns:
+        Shape ``(M, N, C_out, H_out, W_out)``.
+    """
+    weight, bias = conv.weight, conv.bias
+    if norm is not None:
+        scale, shift = norm.coefficients()
+        weight, bias = weight * scale[:, :, None, None, None], shift if bias is None else shift + bias * scale
+    return ops.folded_conv2d(x, weight, bias, _geometry(conv), residual, relu=relu)
+
+
+def _norm(norm: BatchNorm, relu: bool, moments: Moments | None) -> ops.Norm:
+    own: Any = norm.settings
+    return ops.Norm(norm.weight, norm.bias, own.eps, relu, moments)
+
+
+def _geometry(conv: Conv2d) -> tuple[Any, ...]:
+    own: Any = conv.settings
+    return own.stride, own.padding, own.dilation, own.groups

@@ -1,0 +1,196 @@
+"""Convolution of M branches whose input may be a batch normalisation with a ReLU, computed while it is read.
+
+The normalised activations are never in memory, nor kept for the backward: it computes them again from the values before
+the normalisation. As :mod:`bsfast.ops.batch_norm` this is not closed under differentiation; it runs in eager mode,
+outside function transforms, and its backward under ``create_graph`` differentiates the composition instead.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bsfast.ops import conv2d_kernels, plan
+from bsfast.ops.batch_norm import composite, plan_batch_norm
+from bsfast.ops.bilinear import autocasts
+from bsfast.ops.conv2d import conv2d
+from bsfast.ops.functorch import transforms_active
+
+Moments = tuple[Tensor, Tensor]
+
+
+class Norm(NamedTuple):
+    """A batch normalisation with the statistics of the batch.
+
+    Attributes:
+        weight: Shape ``(M, C)``, or None for 1.
+        bias: Shape ``(M, C)``, or None for 0.
+        eps: Added to the variance.
+        relu: Whether a ReLU follows.
+        moments: Mean and variance (divided by the number of elements) of each channel, ``(M, C)``, if they are known.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    relu: bool
+    moments: Moments | None
+
+
+class Convolved(NamedTuple):
+    """Result of :func:`norm_conv2d`.
+
+    Attributes:
+        y: Shape ``(M, N, C_out, H_out, W_out)``.
+        moments: Mean and variance of its channels, ``(M, C_out)``, without gradients.
+        input_moments: Those of the input's channels, if it was normalised.
+    """
+
+    y: Tensor
+    moments: Moments
+    input_moments: Moments | None
+
+
+def plan_norm_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any], norm: Norm | None
+) -> plan.Plan:
+    """Say whether :func:`norm_conv2d` can take these operands, and why.
+
+    Args:
+        x: The activations.
+        weight: Of the convolution.
+        bias: Of the convolution.
+        geometry: Stride, padding, dilation, each a pair, and groups.
+        norm: The normalisation before it.
+
+    Returns:
+        Algorithm ``"native"``, or ``"aten"`` where the parts must run one by one.
+    """
+    given = [weight, bias] if norm is None else [weight, bias, norm.weight, norm.bias]
+    present = [t for t in given if t is not None]
+    if torch.compiler.is_compiling() or transforms_active() or autocasts(x.device.type):
+        return plan.Plan("aten", "function transforms, forward mode, autocast and torch.compile take the parts")
+    if any(t.dtype != x.dtype or t.device != x.device for t in present):
+        return plan.Plan("aten", "operands of different dtypes or devices")
+    if norm is not None and (before := plan_batch_norm(x, norm.weight, norm.bias)).algorithm != "native":
+        return before
+    chosen = plan.conv2d(conv2d_kernels.problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    return chosen if chosen.algorithm == "native" else plan.Plan("aten", chosen.reason)
+
+
+def norm_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any], norm: Norm | None = None
+) -> Convolved:
+    """Convolve every branch, after a normalisation if one is given, and describe the result.
+
+    Only for operands for which :func:`plan_norm_conv2d` says ``"native"``.
+
+    Args:
+        x: Shape ``(M, N, C_in, H, W)``, or without a normalisation ``(N, C_in, H, W)`` if shared by all branches.
+        weight: Shape ``(M, C_out, C_in / groups, kH, kW)``.
+        bias: Shape ``(M, C_out)``, or None.
+        geometry: Stride, padding, dilation, each a pair, and groups.
+        norm: The normalisation of x.
+
+    Returns:
+        The result with its moments.
+    """
+    if norm is None:
+        y, *moments = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
+        return Convolved(y, (moments[0], moments[1]), None)
+    mean, variance = norm.moments or (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
+    operands = (x, weight, bias, norm.weight, norm.bias, (mean, variance, norm.moments is not None))
+    y, *moments = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
+    return Convolved(y, (moments[0], moments[1]), (mean, variance))
+
+
+def folded_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any], residual: Tensor | None, *, relu: bool
+) -> Tensor:
+    """Convolve every branch and store act(y + bias + residual) at once; without gradients.
+
+    Args:
+        x: As for :func:`norm_conv2d`, which must be ``"native"``.
+        weight: Shape ``(M, C_out, C_in / groups, kH, kW)``.
+        bias: Shape ``(M, C_out)``, or None.
+        geometry: Stride, padding, dilation, each a pair, and groups.
+        residual: Shape of the result, or None.
+        relu: Whether the activation is a ReLU, or there is none.
+
+    Returns:
+        Shape ``(M, N, C_out, H_out, W_out)``.
+    """
+    other = None if residual is None else conv2d_kernels.in_order_of(residual, x)
+    after = {"bias": None if bias is None else bias.contiguous(), "residual": other, "relu": relu}
+    return conv2d_kernels.native_conv2d(x, weight, geometry, **after)
+
+
+class _NormConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        statistics: tuple[Tensor, Tensor, bool] | None,
+        eps: float,
+        relu: bool,
+        geometry: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        coefficients: list[Tensor] = []
+        around: dict[str, Any] = {}
+        if statistics is not None:
+            mean, variance, known = statistics
+            coefficients = [torch.empty_like(mean) for _ in range(3)]
+            flat = [None if t is None else t.contiguous() for t in (scale, shift)]
+            torch.ops.bsfast.batch_norm_out(x, *flat, None, None, mean, variance, *coefficients, eps, relu, known)
+            around = {"scale": coefficients[0], "shift": coefficients[1], "rectify": relu}
+            coefficients = [mean, *coefficients]
+        moments = [x.new_empty(weight.shape[:2]) for _ in range(2)]
+        flat_bias = None if bias is None else bias.contiguous()
+        y = conv2d_kernels.native_conv2d(
+            x, weight, geometry, **around, bias=flat_bias, mean=moments[0], variance=moments[1]
+        )
+        ctx.save_for_backward(x, weight, bias, scale, shift, *coefficients)
+        ctx.eps, ctx.relu, ctx.geometry = eps, relu, geometry
+        ctx.mark_non_differentiable(*moments)
+        return y, moments[0], moments[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # exactly under create_graph
+            return (*_differentiable_grads(ctx, grad), *[None] * 4)
+        x, weight, _bias, scale, shift, *coefficients = ctx.saved_tensors
+        needs, geometry = ctx.needs_input_grad, ctx.geometry
+        grads: list[Tensor | None] = [None] * 5
+        grad = conv2d_kernels.in_order_of(grad, x)
+        if needs[2]:
+            grads[2] = grad.sum((1, 3, 4))
+        if needs[1]:
+            around = {"scale": coefficients[1], "shift": coefficients[2], "rectify": ctx.relu} if coefficients else {}
+            grads[1] = conv2d_kernels.weight_grad(x, grad, weight.shape[-2:], *geometry, **around)
+        if needs[0] or needs[3] or needs[4]:
+            x_grad = conv2d_kernels.input_grad(grad, weight, x.shape, *geometry)
+            grads[0] = x_grad
+            if coefficients:
+                mean, *rest = coefficients
+                scale_grad, shift_grad = torch.empty_like(mean), torch.empty_like(mean)
+                own = (x_grad, mean, *rest, x_grad, scale_grad, shift_grad)
+                torch.ops.bsfast.batch_norm_grad_out(x, None, *own, None, ctx.relu)
+                grads[3:] = [None if scale is None else scale_grad, None if shift is None else shift_grad]
+        return (*grads, *[None] * 4)
+
+
+def _differentiable_grads(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    x, weight, bias, scale, shift, *coefficients = ctx.saved_tensors
+    stride, padding, dilation, groups = ctx.geometry
+    source = composite(x, scale, shift, None, ctx.eps, ctx.relu) if coefficients else x
+    y = conv2d(source, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    y = y if bias is None else y + bias[:, None, :, None, None]
+    leaves = (x, weight, bias, scale, shift)
+    inputs = [t for t, needed in zip(leaves, ctx.needs_input_grad, strict=False) if needed]
+    grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+    return [next(grads) if needed else None for needed in ctx.needs_input_grad[:5]]
