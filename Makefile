@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FAST := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo setup test bench figures lint clean
+.PHONY: demo setup test bench bench-full figures lint clean
 
 demo: $(VENV)/.built  ## the main job: toys and classifier, ending with one report.html
 	$(FAST) $(BIN)/python -m experiments demo
@@ -17,8 +17,14 @@ setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, 
 test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.built  ## speed, next to stock PyTorch and the hardware's limit
-	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only
+bench: $(VENV)/.built  ## speed, next to stock PyTorch and the hardware's limit, in at most 15 minutes
+	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only -rs -m "not full"
+	$(BIN)/python -m tests.benchmarks.table
+
+bench-full: $(VENV)/.built  ## all networks, in about an hour; and the convolutions with the default malloc too
+	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only -rs -m "not quick"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests/benchmarks/test_conv_speed.py --benchmark-only -rs
+	$(BIN)/python -m tests.benchmarks.table
 
 figures: $(VENV)/.built  ## the paper's figures at full budget
 	$(BIN)/python -m experiments toy

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from bsfast import ops
 from bsfast.ops.backend import native_why_not
+from tests.benchmarks.host import why_busy
 from tests.cases import TRIPLE, ConvCase, in_order
 from tests.tolerance import assert_close
 
 BRANCHES, SAMPLES, ROUNDS, WARM_UP = 16, 128, 20, 3
-QUIET = 0.8  # a measured peak below this part of the expected one means that other processes take the cores
 RECORDS = Path(__file__).parent / "records"
 WHY_NOT = native_why_not("cpu")
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"no own CPU kernels: {WHY_NOT}")
@@ -108,10 +108,8 @@ def test_conv_speed(benchmark, capsys, host, name, case):
             elapsed = seconds(work)
             times[contestant] += [elapsed] if turn >= WARM_UP else []
     peaks = peak, _native.fma_peak(host["threads"])
-    if min(peaks) < QUIET * max(*peaks, single * host["threads"]):
-        pytest.skip(
-            f"the machine is busy: {host['threads']} threads reached {min(peaks):.0f} GFLOP/s, one {single:.0f}"
-        )
+    if busy := why_busy(peaks, single, host["threads"]):
+        pytest.skip(busy)
     peak = max(peaks)
     benchmark.pedantic(works["kernel"], rounds=ROUNDS, warmup_rounds=WARM_UP)
     results = {contestant: summary(values, 2 * products) for contestant, values in times.items()}

@@ -1,0 +1,65 @@
+"""The README's tables of speed: that they are the records', and that they choose and divide right."""
+
+import json
+import re
+
+import pytest
+
+from tests.benchmarks.table import BEGIN, END, README, RECORDS, render, replaced
+
+
+def timed(**medians):
+    return {name: {"median_ms": value} for name, value in medians.items()}
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """A record in which the best stock way is another one under each malloc."""
+    host = {"machine": "M", "capability": "C", "threads": 2, "torch": "T"}
+    step = {
+        "tuned": {"gflop": 50.0, "peak_gflops": [100, 200], "results": timed(bsfast=1000.0, loop=3000.0, vmap=9000.0)},
+        "default": {
+            "gflop": 50.0,
+            "peak_gflops": [150, 100],
+            "results": timed(bsfast=1500.0, loop=4000.0, vmap=2500.0),
+        },
+    }
+    memory = {"default": {"results": {"bsfast": {"peak_mib": 800}, "loop": {"peak_mib": 400}}}}
+    case = {"network": "resnet", "branches": 4, "samples": 8, "widths": [1, 2]}
+    works = {"step": step, "memory": memory, "forward": {"skipped": "needs about 9 GiB, more than 8"}}
+    record = {"host": host, "environment": {}, "cases": {"a": {**case, "works": works}}}
+    (tmp_path / "networks.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_readme_is_what_the_records_say():
+    text = README.read_text()
+    assert replaced(text, render(RECORDS)) == text, "run python -m tests.benchmarks.table"
+
+
+def test_render_compares_the_best_over_mallocs(networks):
+    text = render(networks)
+    assert "| 4, 8, 1-2 | 1000 ms, 25 % | 2500 ms (vmap), 2.50x |" in text
+    assert "| needs about 9 GiB, more than 8 |  | 800 MiB | 400 MiB (loop), 0.50x |" in text
+    assert "M (C), 2 threads, torch T" in text
+    assert "200 GFLOP/s" in text
+
+
+def test_render_has_as_many_cells_in_every_row(networks):
+    for folder in (networks, RECORDS):
+        for table in re.findall(r"(?m)(?:^\|.*\|\n)+", render(folder) + "\n"):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_render_without_records_is_empty(tmp_path):
+    assert render(tmp_path) == ""
+
+
+def test_replaced_keeps_what_is_around():
+    assert replaced(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n\n{END}\nb"
+
+
+@pytest.mark.parametrize("text", ["none", BEGIN, f"{END} {BEGIN}", f"{BEGIN}{END}{END}", f"{BEGIN}{BEGIN}{END}"])
+def test_replaced_needs_both_markers_once(text):
+    with pytest.raises(ValueError, match="must have"):
+        replaced(text, "new")
