@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsfast.fuse.values import PerBranch, aligned, dtype_of, expand, vmapped, wrap
-from bsfast.nn.functional import over_samples
+from bsfast.nn.functional import over_planes, over_samples
 
 BY_CHANNEL_GROUPS = {F.pixel_shuffle, F.pixel_unshuffle}  # without samples, branches would be channels to them
 Args = tuple[Any, ...]
@@ -76,14 +76,23 @@ def samplewise(function: Callable[..., Any], args: Args, kwargs: Kwargs, branche
     x, *rest = args
     if not isinstance(x, PerBranch) or x.rank < (4 if function in BY_CHANNEL_GROUPS else 2):
         return vmapped(function, args, kwargs, branches)
-    return PerBranch(over_samples(lambda t: function(t, *rest, **kwargs), x.tensor))
+    return wrap(over_samples(lambda t: function(t, *rest, **kwargs), x.tensor))
+
+
+def planewise(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
+    """Every channel of every image by itself; what is no batch of images, only sample by sample."""
+    x, *rest = args
+    if not isinstance(x, PerBranch) or x.rank != 4:
+        return samplewise(function, args, kwargs, branches)
+    return wrap(over_planes(lambda t: function(t, *rest, **kwargs), x.tensor))
 
 
 def pad(function: Callable[..., Any], args: Args, kwargs: Kwargs, branches: int) -> Any:
     """Padding of the last axes; of the sample axis only by vmap."""
     widths = args[1] if len(args) > 1 else kwargs["pad"]
-    inner = isinstance(args[0], PerBranch) and len(widths) < 2 * args[0].rank
-    return (samplewise if inner else vmapped)(function, args, kwargs, branches)
+    if not isinstance(args[0], PerBranch) or len(widths) >= 2 * args[0].rank:
+        return vmapped(function, args, kwargs, branches)
+    return (planewise if len(widths) <= 4 else samplewise)(function, args, kwargs, branches)
 
 
 def cast(function: Callable[..., Any], args: Args, kwargs: Kwargs, _: int) -> Any:

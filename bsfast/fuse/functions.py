@@ -18,9 +18,11 @@ eq ne lt le gt ge logical_and logical_or logical_not xlogy atan2 heaviside hypot
 _METHODS = "float half double bfloat16 bool int long type rsub multiply subtract divide"
 _ACTIVATIONS = """relu relu6 leaky_relu elu celu selu gelu silu mish softplus softsign tanhshrink softshrink hardshrink
 hardtanh hardsigmoid hardswish logsigmoid threshold rrelu sigmoid tanh dropout alpha_dropout"""
-_SAMPLEWISE = """max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool2d
-interpolate pixel_shuffle pixel_unshuffle dropout1d dropout2d dropout3d feature_alpha_dropout local_response_norm"""
+_SAMPLEWISE = """max_pool1d max_pool3d avg_pool1d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d
+adaptive_max_pool3d pixel_shuffle pixel_unshuffle dropout1d dropout2d dropout3d feature_alpha_dropout
+local_response_norm"""
+_PLANEWISE = """max_pool2d max_pool2d_with_indices avg_pool2d lp_pool2d adaptive_max_pool2d
+adaptive_max_pool2d_with_indices interpolate"""
 _OPERATORS = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
     *(operator.neg, operator.pos, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
@@ -58,6 +60,8 @@ def _table() -> dict[Any, rules.Rule]:
         table[getattr(F, name)] = rules.samplewise
         if hasattr(torch, name):
             table[getattr(torch, name)] = rules.samplewise
+    for name in _PLANEWISE.split():
+        table[getattr(F, name)] = rules.planewise
     for name in ("mean", "sum", "amax", "amin", "softmax", "log_softmax", "var", "std", "logsumexp"):
         table |= {name: rules.over_axes, getattr(torch, name): rules.over_axes, getattr(F, name, name): rules.over_axes}
     for name, rule in {
@@ -83,6 +87,7 @@ def _table() -> dict[Any, rules.Rule]:
     table |= {
         F.conv2d: rules.own(functional.conv2d, ("weight", "bias"), takes_shared=True),
         torch.conv2d: rules.own(functional.conv2d, ("weight", "bias"), takes_shared=True),
+        F.adaptive_avg_pool2d: rules.own(functional.adaptive_avg_pool2d, ()),
         F.linear: rules.own(functional.linear, ("weight", "bias"), takes_shared=True),
         F.batch_norm: rules.own(functional.batch_norm, ("running_mean", "running_var", "weight", "bias")),
         F.instance_norm: rules.own(functional.instance_norm, ("running_mean", "running_var", "weight", "bias")),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bsfast import ops
 from bsfast.layout import is_batch_last, to_batch_last
@@ -63,14 +64,25 @@ def _pad_by_name(x: Tensor, padding: str, weight: Tensor, stride: Size, dilation
     total = [d * (k - 1) for d, k in zip(dilations, weight.shape[-2:], strict=True)]
     if all(t % 2 == 0 for t in total):
         return x, (total[0] // 2, total[1] // 2)
-    return F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)), 0
+    return pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2), "constant"), 0
 
 
 def pad(x: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     """``F.pad`` of images ``(M, N, C, H, W)``, ``(N, C, H, W)`` or ``(C, H, W)``, in any mode."""
-    if mode == "constant" or x.dim() < 5:
+    if x.dim() < 5 and not is_batch_last(x):
         return F.pad(x, list(padding), mode)
-    return over_samples(lambda t: F.pad(t, list(padding), mode), x)
+    padded: Tensor = over_planes(lambda t: F.pad(t, list(padding), mode), x)
+    return padded
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """``F.adaptive_avg_pool2d`` of each branch; ``x`` is ``(M, N, C, H, W)`` or ``(M, C, H, W)``."""
+    if x.dim() == 5 and is_batch_last(x) and output_size in (1, (1, 1), [1, 1]):
+        # Over these axes of this view the mean's gradient is batch-last too; pooling's would be converted to it.
+        return x.movedim(1, -1).mean((2, 3), keepdim=True).movedim(-1, 1)
+    over = over_planes if x.dim() == 5 else over_samples
+    pooled: Tensor = over(lambda t: F.adaptive_avg_pool2d(t, output_size), x)  # type: ignore[arg-type]
+    return pooled
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shared: bool = False) -> Tensor:
@@ -84,6 +96,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shared: boo
         y = F.linear(x, weight.flatten(0, 1)).unflatten(-1, (branches, out_features)).movedim(-2, 0)
         return y if bias is None else y + bias.view(branches, *[1] * (x.dim() - 1), out_features).to(y.dtype)
     rows = x.reshape(branches, -1, in_features)
+    if x.dim() == 3 and x.stride(1) == 1 and x.stride(2) > 1:  # flattened batch-last images: so are their gradients
+        columns = rows.mT
+        y = torch.bmm(weight, columns) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, columns)
+        return y.mT
     y = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
     return y.view(*x.shape[:-1], out_features)
 
@@ -271,7 +287,30 @@ def embedding(
     return F.embedding(torch.where(inside, x + first, -1), weight.flatten(0, 1))
 
 
-def over_samples(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def over_samples(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     """Apply a function that treats samples alike to ``(M, N, ...)`` as M*N samples; keeps the memory order."""
-    y = function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    return to_batch_last(y) if x.dim() == 5 and y.dim() == 5 and is_batch_last(x) else y
+
+    def split(y: Tensor) -> Tensor:
+        y = y.unflatten(0, x.shape[:2])
+        return to_batch_last(y) if x.dim() == 5 and y.dim() == 5 and is_batch_last(x) else y
+
+    return pytree.tree_map(split, function(x.flatten(0, 1)))
+
+
+def over_planes(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """Apply a function that treats every channel of every sample alike, such as pooling; keeps the memory order.
+
+    Args:
+        function: Takes images ``(samples, channels, H, W)`` and returns one or several of them, of other sizes.
+        x: Shape ``(M, N, C, H, W)``, or a batch-last ``(N, C, H, W)`` that the branches share.
+
+    Returns:
+        What ``function`` returns, for the images of every branch.
+    """
+    if not is_batch_last(x):
+        return over_samples(function, x)
+    # [M][C][H][W][N] is the channels_last order of M*C samples that have N channels.
+    planes = x.transpose(-4, -3)
+    results = function(planes.flatten(0, -4))
+    split = planes.shape[:-3]
+    return pytree.tree_map(lambda y: to_batch_last(y.unflatten(0, split).transpose(-4, -3)), results)
