@@ -5,6 +5,7 @@ from bsfast.ops.conv2d import conv2d, conv2d_input_grad, conv2d_weight_grad
 from bsfast.ops.conv2d_kernels import output_shape
 from bsfast.ops.functorch import has_memory
 from bsfast.ops.norm_conv2d import Norm, folded_conv2d, norm_conv2d, plan_norm_conv2d
+from bsfast.ops.sample_norm import plan_sample_norm, sample_norm
 
 __all__ = [
     "Norm",
@@ -18,4 +19,6 @@ __all__ = [
     "output_shape",
     "plan_batch_norm",
     "plan_norm_conv2d",
+    "plan_sample_norm",
+    "sample_norm",
 ]

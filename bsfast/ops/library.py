@@ -23,6 +23,14 @@ LIBRARY.define(
     "batch_norm_grad_out(Tensor x, Tensor? y, Tensor grad, Tensor mean, Tensor scale, Tensor shift, Tensor inv, "
     "Tensor(a!) x_grad, Tensor(b!) weight_grad, Tensor(c!) bias_grad, Tensor(d!)? residual_grad, bool relu) -> ()"
 )
+LIBRARY.define(
+    "sample_norm_out(Tensor x, Tensor? scale, Tensor? shift, Tensor(a!) y, Tensor(b!) mean, Tensor(c!) inv, "
+    "Tensor(d!) variance, int groups, float eps, float slope) -> ()"
+)
+LIBRARY.define(
+    "sample_norm_grad_out(Tensor x, Tensor y, Tensor grad, Tensor? scale, Tensor mean, Tensor inv, Tensor(a!) x_grad, "
+    "Tensor(b!) scale_grad, Tensor(c!) shift_grad, int groups, float slope) -> ()"
+)
 
 
 def _load_cpu() -> str | None:

@@ -126,6 +126,19 @@ def batch_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool
     return _note(Plan("native", f"{memory}: a channel is normalised while it is in cache"))
 
 
+def sample_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool) -> Plan:
+    """Choose the algorithm of normalisation with the statistics of each sample; arguments as :func:`batch_norm`."""
+    refusals = (
+        (native_why_not(device), True),
+        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (f"{memory} has no own kernel", not has_kernel),
+    )
+    for why_not, applies in refusals:
+        if applies and why_not is not None:
+            return _note(Plan("aten", why_not))
+    return _note(Plan("native", f"{memory}: a group of channels is normalised while it is in cache"))
+
+
 def stock(device: str, why_not_native: str) -> Plan:
     """Choose between the stock algorithms: oneDNN is faster branch by branch, cuDNN wants one launch."""
     return Plan("loop" if device == "cpu" else "grouped", why_not_native)
