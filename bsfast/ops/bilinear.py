@@ -38,21 +38,22 @@ class Bilinear(NamedTuple):
     vmap: Callable[..., tuple[Tensor, int]]
 
 
-def register(family: Mapping[str, Bilinear]) -> Functions:
+def register(family: Mapping[str, Bilinear], uses: Functions | None = None) -> Functions:
     """Register the members as ``torch.ops.bsfast.<name>`` and make their differentiable functions.
 
     Args:
         family: The operators by name; their formulas may use one another by these names.
+        uses: What this function returned for another family that the formulas use.
 
     Returns:
         By name, a function of the operator's positional arguments that every transform of torch can go through.
     """
-    raw: dict[str, Callable[..., Tensor]] = {}
-    functions: dict[str, Callable[..., Tensor]] = {}
+    functions: dict[str, Callable[..., Tensor]] = dict(uses or {})
+    raw: dict[str, Callable[..., Tensor]] = {name: getattr(torch.ops.bsfast, name) for name in functions}
     for name, operator in family.items():
         raw[name] = _register_raw(name, operator, raw)
         functions[name] = _differentiable(operator, raw[name], functions)
-    return functions
+    return {name: functions[name] for name in family}
 
 
 def _register_raw(name: str, operator: Bilinear, family: Functions) -> Callable[..., Tensor]:

@@ -45,9 +45,9 @@ def conv2d_vmap(
     shared, branches = _is_shared(x, dims[0]), _branches(w, dims[1])
     if shared and dims[1] is None:
         samples = x.movedim(dims[0], 0).shape[1]
-        return f["conv2d"](_fold(x, dims[0], size), w, *geometry).unflatten(1, (size, samples)), 1
-    folded = x if shared and dims[0] is None else _fold_input(x, dims[0], size, branches)
-    return f["conv2d"](folded, _fold(w, dims[1], size), *geometry).unflatten(0, (size, branches)), 0
+        return f["conv2d"](fold(x, dims[0], size), w, *geometry).unflatten(1, (size, samples)), 1
+    folded = x if shared and dims[0] is None else fold_input(x, dims[0], size, branches)
+    return f["conv2d"](folded, fold(w, dims[1], size), *geometry).unflatten(0, (size, branches)), 0
 
 
 def input_grad_vmap(
@@ -61,7 +61,7 @@ def input_grad_vmap(
         x_grad = f["conv2d_input_grad"](folded, w, (size * samples, *rest), *geometry)
         return x_grad.unflatten(0, (size, samples)), 0
     folded_size = (size * branches, samples, *rest)
-    x_grad = f["conv2d_input_grad"](_fold(g, dims[0], size), _fold(w, dims[1], size), folded_size, *geometry)
+    x_grad = f["conv2d_input_grad"](fold(g, dims[0], size), fold(w, dims[1], size), folded_size, *geometry)
     x_grad = x_grad.unflatten(0, (size, branches))
     return (x_grad.sum(1) if shared else x_grad), 0
 
@@ -71,8 +71,8 @@ def weight_grad_vmap(
 ) -> tuple[Tensor, int]:
     """Map conv2d_weight_grad: the mapped axis joins the branches."""
     branches = _branches(g, dims[1])
-    folded = x if _is_shared(x, dims[0]) and dims[0] is None else _fold_input(x, dims[0], size, branches)
-    w_grad = f["conv2d_weight_grad"](folded, _fold(g, dims[1], size), *rest)
+    folded = x if _is_shared(x, dims[0]) and dims[0] is None else fold_input(x, dims[0], size, branches)
+    w_grad = f["conv2d_weight_grad"](folded, fold(g, dims[1], size), *rest)
     return w_grad.unflatten(0, (size, branches)), 0
 
 
@@ -84,15 +84,15 @@ def _branches(t: Tensor, dim: int | None) -> int:
     return t.shape[0] if dim is None else t.movedim(dim, 0).shape[1]
 
 
-def _fold(t: Tensor, dim: int | None, size: int) -> Tensor:
+def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     """Fold the mapped axis, or ``size`` copies, into axis 0."""
     t = t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
     return t.flatten(0, 1)
 
 
-def _fold_input(x: Tensor, dim: int | None, size: int, branches: int) -> Tensor:
+def fold_input(x: Tensor, dim: int | None, size: int, branches: int) -> Tensor:
     """Fold the mapped axis into the branch axis, which a shared input is given first."""
     if _is_shared(x, dim):
         x = x.movedim(dim, 0).unsqueeze(1).expand(-1, branches, -1, -1, -1, -1)  # type: ignore[arg-type]
         dim = 0
-    return _fold(x, dim, size)
+    return fold(x, dim, size)

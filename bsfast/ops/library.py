@@ -15,6 +15,7 @@ LIBRARY.define(
 )
 LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
 LIBRARY.define(f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_PROLOGUE}) -> ()")
+LIBRARY.define(f"conv2d_weight_grad_per_sample_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}) -> ()")
 LIBRARY.define(
     "batch_norm_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? y, Tensor(b!) mean, "
     "Tensor(c!) variance, Tensor(d!) scale, Tensor(e!) shift, Tensor(f!) inv, float eps, bool relu, bool known) -> ()"

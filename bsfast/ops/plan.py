@@ -11,6 +11,7 @@ from bsfast.ops.backend import native_why_not
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
 LANES = 16  # float32 values in the widest vector
+FEWEST_SAMPLES = 4  # of which the own kernel computes per-sample gradients faster than stock operators
 
 _NOTES: ContextVar[list["Plan"] | None] = ContextVar("notes", default=None)
 
@@ -38,8 +39,8 @@ class Plan(NamedTuple):
     """How an operator is computed.
 
     Attributes:
-        algorithm: ``"native"`` (own kernel), ``"loop"`` (stock operator, one call a branch) or ``"grouped"`` (stock
-            operator, one grouped call).
+        algorithm: ``"native"`` (own kernel), or how stock operators do it: ``"loop"`` (one call a branch),
+            ``"grouped"`` (one grouped call), or a name that the function which chose it explains.
         reason: Why, in a sentence fragment.
     """
 
@@ -87,6 +88,28 @@ def conv2d_input_grad(problem: Conv2d) -> Plan:
 def conv2d_weight_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the weight gradient."""
     return _first_refusal(problem, ())
+
+
+def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
+    """Choose the algorithm of the per-sample weight gradient.
+
+    Args:
+        device: Device type of the operands.
+        dtype: Their dtype.
+        samples: N.
+
+    Returns:
+        Algorithm ``"native"`` or ``"unfold"`` (patches of the input, then one product a sample), and the reason.
+    """
+    refusals = (
+        (native_why_not(device), True),
+        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (f"fewer than {FEWEST_SAMPLES} samples leave most vector lanes empty", samples < FEWEST_SAMPLES),
+    )
+    for why_not, applies in refusals:
+        if applies and why_not is not None:
+            return _note(Plan("unfold", why_not))
+    return _note(Plan("native", "every vector lane is a sample: nothing is added up between lanes"))
 
 
 def _first_refusal(problem: Conv2d, refusals: tuple[tuple[str, bool], ...]) -> Plan:

@@ -1,4 +1,4 @@
-// The three convolution kernels of every instruction set of this host against plain loops, without torch. All memory is
+// The convolution kernels of every instruction set of this host against plain loops, without torch. All memory is
 // allocated in its exact size, so that a sanitizer sees an access beyond it; work is split unevenly, as parallel_for
 // may.
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/conv_gather.h"
+#include "cpu/conv_sample_grad.h"
 #include "cpu/conv_weight_grad.h"
 
 namespace {
@@ -86,7 +87,7 @@ template <class T>
 struct Problem {
   const ConvShape& s;
   Memory<T> x, weight, y;
-  Sums x_sums, weight_sums, y_sums;
+  Sums x_sums, weight_sums, y_sums, sample_sums;  // the last of every weight and sample
 
   explicit Problem(const ConvShape& s)
       : s(s),
@@ -95,7 +96,8 @@ struct Problem {
         y(s.branches * images(s, s.out_channels) * s.out_size(0) * s.out_size(1), sizeof(void*)),
         x_sums(x.count),
         weight_sums(weight.count),
-        y_sums(y.count) {
+        y_sums(y.count),
+        sample_sums(weight.count * s.samples) {
     std::mt19937 random(1);
     std::normal_distribution<double> normal;
     for (Memory<T>* memory : {&x, &weight, &y})
@@ -104,6 +106,7 @@ struct Problem {
       y_sums.add(yi, double(x.data[xi]) * double(weight.data[wi]));
       x_sums.add(xi, double(y.data[yi]) * double(weight.data[wi]));
       weight_sums.add(wi, double(x.data[xi]) * double(y.data[yi]));
+      sample_sums.add(wi * s.samples + yi % s.samples, double(x.data[xi]) * double(y.data[yi]));
     });
   }
 
@@ -164,6 +167,32 @@ double weight_grad(const Problem<T>& p, Isa isa, int64_t workers) {
   return error_of(partial.data, p.weight_sums);
 }
 
+// With two seeds: the gradient of the output, and twice that.
+template <class T>
+double sample_grad(const Problem<T>& p, Isa isa, int64_t workers) {
+  const int64_t samples = p.s.samples;
+  if (p.s.repeats > 1) return 0;  // batch-last memory only
+  const auto kernel = bsfast::sample_grad<T>(isa);
+  const bsfast::SampleGradPlan plan{p.s, 2};
+  Memory<T> seeds(2 * p.y.count, sizeof(void*)), out(2 * p.weight.count * samples, sizeof(void*));
+  for (int64_t i = 0; i < seeds.count; ++i) {
+    const int64_t seed = i / samples % 2;
+    seeds.data[i] = p.y.data[i / samples / 2 * samples + i % samples] * T(seed + 1);
+  }
+  share(kernel.units(plan), kernel.scratch_bytes(plan), workers, [&](void* scratch, int64_t begin, int64_t end) {
+    kernel.run(plan, p.x.data, seeds.data, out.data, scratch, begin, end);
+  });
+  double worst = 0;
+  for (int64_t seed = 0; seed < 2; ++seed) {
+    Memory<T> own(p.weight.count * samples, sizeof(void*));
+    for (int64_t i = 0; i < own.count; ++i)
+      own.data[i] = out.data[(i / samples * 2 + seed) * samples + i % samples] / T(seed + 1);
+    const double error = error_of(own.data, p.sample_sums);
+    if (!(error <= worst)) worst = error;
+  }
+  return worst;
+}
+
 template <class T>
 int failures_of(const ConvShape& s) {
   const Problem<T> problem(s);
@@ -172,11 +201,11 @@ int failures_of(const ConvShape& s) {
     if (isa > bsfast::best_isa()) continue;
     for (int64_t workers : {1, 2, 5}) {
       const double errors[] = {convolution(problem, isa, workers), input_grad(problem, isa, workers),
-                               weight_grad(problem, isa, workers)};
-      for (int i = 0; i < 3; ++i)
+                               weight_grad(problem, isa, workers), sample_grad(problem, isa, workers)};
+      for (int i = 0; i < 4; ++i)
         if (!(errors[i] <= 4)) {
           ++failures;
-          const char* names[] = {"convolution", "input gradient", "weight gradient"};
+          const char* names[] = {"convolution", "input gradient", "weight gradient", "per-sample weight gradient"};
           std::printf("%s on %s, %d bytes, %d workers: error %g\n", names[i], bsfast::isa_name(isa), int(sizeof(T)),
                       int(workers), errors[i]);
         }
