@@ -1,17 +1,16 @@
 """Chains of steps that run as one: convolution and batch normalisation, a sum with another value, a ReLU."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from bsfast.fuse.function_rules import as_written
-from bsfast.fuse.steps import Ref, Step
+from bsfast.fuse.steps import Ref, Step, refs, renewed
 from bsfast.nn import BatchNorm, Conv2d
 
 _ADD = {operator.add, torch.add, "add"}
@@ -62,7 +61,7 @@ def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
     """
     users: dict[str, list[Step]] = {step.name: [] for step in steps}
     for step in steps:
-        for ref in _refs(step):
+        for ref in refs(step):
             users[ref.name].append(step)
     finder = _Finder(users, net)
     at_end: dict[str, Step] = {}
@@ -74,7 +73,7 @@ def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
         if chain and not names & gone:
             at_end[chain.parts[-1].name] = _as_step(chain)
             gone |= names
-    return tuple(_renewed([at_end.get(step.name, step) for step in steps if step.name not in gone - at_end.keys()]))
+    return tuple(renewed([at_end.get(step.name, step) for step in steps if step.name not in gone - at_end.keys()]))
 
 
 class _Finder:
@@ -153,23 +152,3 @@ def _as_step(chain: Chain) -> Step:
     others = [ref for part in chain.parts if _is_sum(part) for ref in part.args if ref.name not in names]
     arguments = (chain.parts[0].args[0], others[0] if others else None)
     return replace(chain.parts[-1], op="chain", target=chain, args=arguments, kwargs={})
-
-
-def _renewed(steps: Sequence[Step]) -> Iterator[Step]:
-    """Say anew after which step each value is needed no more."""
-    last_use = {name: step.name for step in steps for name in (step.name, *(ref.name for ref in _refs(step)))}
-    for step in steps:
-        yield replace(step, last_use_of=tuple(name for name, user in last_use.items() if user == step.name))
-
-
-def _refs(step: Step) -> list[Ref]:
-    leaves = pytree.tree_leaves((step.args, step.kwargs), is_leaf=lambda leaf: isinstance(leaf, Ref))
-    return [leaf for leaf in leaves if isinstance(leaf, Ref)] + _slices(step)
-
-
-def _slices(step: Step) -> list[Ref]:
-    found = []
-    for leaf in pytree.tree_leaves((step.args, step.kwargs)):
-        if isinstance(leaf, slice):
-            found += [part for part in (leaf.start, leaf.stop, leaf.step) if isinstance(part, Ref)]
-    return found

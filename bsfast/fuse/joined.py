@@ -25,7 +25,7 @@ def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None
     if torch.compiler.is_compiling():
         return "torch.compile takes the parts"
     modules = [net.get_submodule(part.target) for part in chain.parts if part.op == "call_module"]
-    if any(_is_watched(module) for module in modules):
+    if any(is_watched(module) for module in modules):
         return "a hook watches a part"
     norm, conv = _layers(chain, net)
     if norm is not None and not isinstance(norm.settings, nn.BatchNorm2d):
@@ -80,7 +80,7 @@ def _layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | No
     return norm, conv
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether hooks expect the module's own input, output or gradients."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)

@@ -12,6 +12,7 @@ from bsfast.fuse import joined
 from bsfast.fuse.chains import join
 from bsfast.fuse.functions import FUNCTIONS, is_random
 from bsfast.fuse.inplace import may_alias
+from bsfast.fuse.rewrites import rewrite
 from bsfast.fuse.steps import Ref, Step
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.layout import to_batch_last
@@ -56,15 +57,22 @@ class Program:
         self.steps = tuple(_steps(graph)) if graph is not None else ()
         self.why_vmap = why_vmap
         self.modes = modes
+        self._rewritten: tuple[Step, ...] | None = None
         self._schedules: dict[tuple[bool, ...], tuple[Step, ...]] = {}
 
+    def rewritten(self, net: nn.Module) -> tuple[Step, ...]:
+        """The steps with pairs that have a cheaper equivalent replaced."""
+        if self._rewritten is None:
+            self._rewritten = rewrite(self.steps, net)
+        return self._rewritten
+
     def schedule(self, net: nn.Module) -> tuple[Step, ...]:
-        """The steps with chains joined: what runs. It depends on which normalisations use the batch's statistics."""
+        """Those with chains joined: what runs. It depends on which normalisations use the batch's statistics."""
         paths = [step.target for step in self.steps if step.op == "call_module" and step.target]
         layers = [net.get_submodule(path) for path in paths]
         key = tuple(layer.uses_batch for layer in layers if isinstance(layer, BatchNorm))
         if key not in self._schedules:
-            self._schedules[key] = join(self.steps, net)
+            self._schedules[key] = join(self.rewritten(net), net)
         return self._schedules[key]
 
     def same_steps(self, other: "Program") -> bool:
@@ -187,6 +195,8 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
     """
     if step.op == "placeholder":
         return pytree.tree_map(enter, inputs[step.target])
+    if step.op == "rewrite":
+        return _run_rewrite(step, net, values, branches)
     if step.op == "get_attr":
         path, _, leaf = step.target.rpartition(".")
         return PerBranch(getattr(net.get_submodule(path), leaf))
@@ -205,6 +215,23 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
             raise
         name = step.target.parts[0].name if step.op == "chain" else step.name
         raise type(error)(f"Branched: at node {name!r}: {error}") from error
+
+
+def rewrite_applies(step: Step, net: nn.Module, values: dict[str, Any]) -> bool:
+    """Say whether a rewritten step runs as such on these values, or as its parts."""
+    module = net.get_submodule(step.target.parts[step.target.conv].target)
+    return not joined.is_watched(module) and step.target.fits(module, values[step.args[0].name])
+
+
+def _run_rewrite(step: Step, net: nn.Module, values: dict[str, Any], branches: int) -> Any:
+    def run(part: Step, own: dict[str, Any]) -> Any:
+        return run_step(part, net, own, {}, branches)
+
+    first, second = step.target.parts
+    if not rewrite_applies(step, net, values):
+        return run(second, values | {first.name: run(first, values)})
+    module = net.get_submodule(step.target.parts[step.target.conv].target)
+    return step.target.compute(module, values[step.args[0].name], run)
 
 
 def _call(step: Step, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], branches: int) -> Any:

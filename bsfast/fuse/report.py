@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from bsfast.fuse import joined
 from bsfast.fuse.chains import Chain
 from bsfast.fuse.functions import FUNCTIONS
-from bsfast.fuse.program import Program, layer_at, run_step
+from bsfast.fuse.program import Program, layer_at, rewrite_applies, run_step
 from bsfast.fuse.steps import Step
 from bsfast.fuse.values import PerBranch
 from bsfast.nn.stacked import StackedModule, replaced
@@ -88,11 +88,13 @@ def describe(net: StackedModule, program: Program, inputs: dict[str, Any] | None
     if not program.steps:
         row = Row(WHOLE, type(net.settings).__name__, runs_as(net.settings), program.why_vmap[""])
         return Report([row])
-    chosen = _choices(net, program, inputs) if inputs is not None else None
-    return Report([_row(step, net, program, chosen) for step in program.steps if step.op in _SHOWN])
+    steps, chosen = _choices(net, program, inputs) if inputs is not None else (program.rewritten(net), None)
+    make = {"rewrite": _rewrite_row}
+    return Report([make.get(step.op, _row)(step, net, program, chosen) for step in steps if step.op in _SHOWN])
 
 
-_SHOWN = {"placeholder", "call_module", "call_function", "call_method"}
+_UNKNOWN = "depends on the input: call the network, or report(x)"
+_SHOWN = {"placeholder", "call_module", "call_function", "call_method", "rewrite"}
 
 
 def _row(step: Step, net: StackedModule, program: Program, chosen: dict[str, plan.Plan] | None) -> Row:
@@ -110,38 +112,50 @@ def _row(step: Step, net: StackedModule, program: Program, chosen: dict[str, pla
     if step.op == "placeholder" and chosen is not None:
         return Row(node, operation, "contiguous", "no images: the order in memory is kept")
     if step.op == "placeholder" or operation in {"Conv2d", "conv2d"}:
-        return Row(node, operation, "?", "depends on the input: call the network, or report(x)")
+        return Row(node, operation, "?", _UNKNOWN)
     if step.op != "call_module" and step.target not in FUNCTIONS:
         return Row(node, operation, "vmap", "no rule for this function")
     return Row(node, operation, "aten", "stock operator on all branches at once")
 
 
-def _choices(net: StackedModule, program: Program, inputs: dict[str, Any]) -> dict[str, plan.Plan]:
-    """Replay the program on tensors without data, the network's too, and note what each node chose."""
+def _rewrite_row(step: Step, net: StackedModule, program: Program, chosen: dict[str, plan.Plan] | None) -> Row:
+    parts = [_row(part, net, program, None) for part in step.target.parts]
+    node, operation = (" + ".join(row[column] for row in parts) for column in (0, 1))
+    if chosen is None:
+        return Row(node, operation, "?", _UNKNOWN)
+    kernel, reason = chosen[step.name]
+    return Row(node, operation, kernel, f"{step.target.reason}; {reason}")
+
+
+def _choices(net: StackedModule, program: Program, inputs: dict[str, Any]) -> tuple[list[Step], dict[str, plan.Plan]]:
+    """Replay the program on tensors without data, the network's too, and note what ran and what each node chose."""
+    steps: list[Step] = []
     chosen: dict[str, plan.Plan] = {}
     values: dict[str, Any] = {}
     with FakeTensorMode() as mode, torch.no_grad(), plan.noting() as notes, replaced(net, mode.from_tensor):
         arguments = {name: pytree.tree_map(Spec.make, value) for name, value in inputs.items()}
-        for step in program.steps[:-1]:
-            values[step.name] = run_step(step, net, values, arguments, net.num_branches)
-            if notes:
-                chosen[step.name] = notes[-1]
-                notes.clear()
+        for step in program.rewritten(net)[:-1]:
+            whole = step.op != "rewrite" or rewrite_applies(step, net, values)
+            for part in (step,) if whole else step.target.parts:
+                steps.append(part)
+                values[part.name] = run_step(part, net, values, arguments, net.num_branches)
+                if notes:
+                    chosen[part.name] = notes[-1]
+                    notes.clear()
         for step in program.schedule(net):
             if step.op == "chain":
                 x, residual = (None if ref is None else values[ref.name] for ref in step.args)
                 if joined.why_apart(step.target, net, x, residual) is None:
                     chosen |= _joined(step.target)
-    return chosen
+    return steps, chosen
 
 
 def _joined(chain: Chain) -> dict[str, plan.Plan]:
     """What the steps of a chain run as."""
     names = [part.target if part.op == "call_module" else part.name for part in chain.parts]
     if len(names) == 1:
-        return {
-            chain.parts[0].name: plan.Plan("native", "batch-last: samples in the vector lanes; describes its result")
-        }
+        reason = "batch-last: samples in the vector lanes; describes its result"
+        return {chain.parts[0].name: plan.Plan("native", reason)}
     reason = f"one kernel for {', '.join(names)}"
     if chain.conv is not None and not chain.describes:
         reason += ", where no gradients are recorded"

@@ -1,7 +1,10 @@
 """One step of a program, and how it refers to the values of others."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+
+from torch.utils import _pytree as pytree
 
 
 class Ref(NamedTuple):
@@ -34,3 +37,24 @@ class Step:
     scope: str
     last_use_of: tuple[str, ...]
     is_random: bool
+
+
+def renewed(steps: Sequence[Step]) -> Iterator[Step]:
+    """Say anew after which step each value is needed no more."""
+    last_use = {name: step.name for step in steps for name in (step.name, *(ref.name for ref in refs(step)))}
+    for step in steps:
+        yield replace(step, last_use_of=tuple(name for name, user in last_use.items() if user == step.name))
+
+
+def refs(step: Step) -> list[Ref]:
+    """The values that a step takes."""
+    leaves = pytree.tree_leaves((step.args, step.kwargs), is_leaf=lambda leaf: isinstance(leaf, Ref))
+    return [leaf for leaf in leaves if isinstance(leaf, Ref)] + _slices(step)
+
+
+def _slices(step: Step) -> list[Ref]:
+    found = []
+    for leaf in pytree.tree_leaves((step.args, step.kwargs)):
+        if isinstance(leaf, slice):
+            found += [part for part in (leaf.start, leaf.stop, leaf.step) if isinstance(part, Ref)]
+    return found
