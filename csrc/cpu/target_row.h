@@ -32,20 +32,15 @@ struct TargetRow {
   // Stores the vector at `at` of the line for one channel. A channel's first is at 0.
   inline void put(int64_t o, int64_t at, V value) const {
     const int64_t n = at % chunk, first = o * channel;
+    if (dense ? at + L <= length : chunk % L == 0 && n + L <= samples)
+      return put_whole(o, at, first + (dense ? at : at / chunk * pixel + n), value);
     if (bias) value += bias[o];
-    if (dense ? at + L <= length : chunk % L == 0 && n + L <= samples) {
-      const int64_t to = first + (dense ? at : at / chunk * pixel + n);
-      if (residual) value += load(residual + to);
-      if (relu) value = rectified<T>(value);
-      if (sums) add(o, at, value);
-      return bypass ? stream(row + to, value) : store(row + to, value);
-    }
     T lanes[L];
     store(lanes, value);
     for (int64_t i = 0; i < L; ++i) {
       const int64_t q = (at + i) / chunk, rest = (at + i) % chunk;
       if (at + i >= length || rest >= samples) {
-        lanes[i] = i == 0 || !sums ? T(0) : at == 0 ? lanes[0] : sums[o * kSums];  // adds nothing to the sums
+        lanes[i] = !sums || at + i == 0 ? T(0) : at == 0 ? lanes[0] : sums[o * kSums];  // adds nothing to the sums
         continue;
       }
       const int64_t to = first + q * pixel + rest;
@@ -54,6 +49,12 @@ struct TargetRow {
       row[to] = lanes[i];
     }
     if (sums) add(o, at, load(lanes));
+  }
+
+  // The same for the vector that begins at sample `n` of position `q`, where chunks are whole vectors.
+  inline void put(int64_t o, int64_t q, int64_t n, V value) const {
+    if (n + L <= samples) return put_whole(o, q * chunk + n, o * channel + q * pixel + n, value);
+    put(o, q * chunk + n, value);
   }
 
   // Describes what was stored for one channel.
@@ -69,6 +70,14 @@ struct TargetRow {
   }
 
  private:
+  inline void put_whole(int64_t o, int64_t at, int64_t to, V value) const {
+    if (bias) value += bias[o];
+    if (residual) value += load(residual + to);
+    if (relu) value = rectified<T>(value);
+    if (sums) add(o, at, value);
+    return bypass ? stream(row + to, value) : store(row + to, value);
+  }
+
   inline void add(int64_t o, int64_t at, V value) const {
     T* own = sums + o * kSums;
     if (at == 0) {

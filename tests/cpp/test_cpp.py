@@ -26,7 +26,7 @@ def run(*command: str | Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["conv_test"])
+@pytest.mark.parametrize("target", ["conv_test", "winograd_test"])
 def test_cpp(target):
     find("c++")
     cmake, ninja = find("cmake"), find("ninja")
