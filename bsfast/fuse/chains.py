@@ -1,7 +1,7 @@
 """Chains of steps that run as one: convolution and batch normalisation, a sum with another value, a ReLU."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -68,11 +68,10 @@ def join(steps: Sequence[Step], net: nn.Module) -> tuple[Step, ...]:
     gone: set[str] = set()
     starts = [step for step in steps if finder.is_norm(step)] + [step for step in steps if finder.is_conv(step)]
     for step in starts:
-        chain = finder.chain_from(step)
-        names = {part.name for part in chain.parts} if chain else set()
-        if chain and not names & gone:
+        chain = None if step.name in gone else finder.chain_from(step, gone)
+        if chain:
             at_end[chain.parts[-1].name] = _as_step(chain)
-            gone |= names
+            gone |= {part.name for part in chain.parts}
     return tuple(renewed([at_end.get(step.name, step) for step in steps if step.name not in gone - at_end.keys()]))
 
 
@@ -83,8 +82,8 @@ class _Finder:
         self.users = users
         self.net = net
 
-    def chain_from(self, step: Step) -> Chain | None:
-        """Follow a value as long as nothing else takes it; None if nothing is won."""
+    def chain_from(self, step: Step, gone: Set[str]) -> Chain | None:
+        """Follow a value as long as nothing else takes it, nor other chains its steps; None if nothing is won."""
         parts, norm, conv, residual, relu = [step], None, None, False, False
         if self.is_norm(step):
             norm = step.target
@@ -92,18 +91,18 @@ class _Finder:
                 return None
         else:
             conv = step.target
-            after = self._only_users(parts[-1])
+            after = self._only_users(parts[-1], gone)
             if after and self.is_norm(after[0]) and not self._module(after[0]).uses_batch:
                 parts, norm = [*parts, *after], after[0].target
             elif any(self.is_norm(user) and self._module(user).uses_batch for user in self.users[step.name]):
                 return Chain(tuple(parts), None, conv, residual=False, relu=False)
-        after = self._only_users(parts[-1])
+        after = self._only_users(parts[-1], gone)
         if after and _is_sum(after[0]):
             parts, residual = [*parts, *after], True
-            after = self._only_users(parts[-1])
+            after = self._only_users(parts[-1], gone)
         if after and self._is_relu(after[0]):
             parts, relu = [*parts, *after], True
-            after = self._only_users(parts[-1])
+            after = self._only_users(parts[-1], gone)
         if conv is None and not residual and after and self.is_conv(after[0]):
             parts, conv = [*parts, *after], after[0].target
         return Chain(tuple(parts), norm, conv, residual, relu) if len(parts) > 1 else None
@@ -131,9 +130,11 @@ class _Finder:
     def _module(self, step: Step) -> nn.Module:
         return self.net.get_submodule(step.target)
 
-    def _only_users(self, step: Step) -> list[Step]:
+    def _only_users(self, step: Step, gone: Set[str]) -> list[Step]:
         """The one step that takes a value, and what puts its result in the value's place, if it was written so."""
         own = self.users[step.name]
+        if any(user.name in gone for user in own):
+            return []
         if len(own) == 1:
             return own
         written = (own[1].target, own[1].args) if len(own) == 2 else None

@@ -108,7 +108,7 @@ def _row(step: Step, net: StackedModule, program: Program, chosen: dict[str, pla
     else:
         operation = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", str(step.target))
     if chosen is not None and step.name in chosen:
-        return Row(node, operation, *chosen[step.name])
+        return Row(node, operation, *chosen[step.name][:2])
     if step.op == "placeholder" and chosen is not None:
         return Row(node, operation, "contiguous", "no images: the order in memory is kept")
     if step.op == "placeholder" or operation in {"Conv2d", "conv2d"}:
@@ -123,7 +123,7 @@ def _rewrite_row(step: Step, net: StackedModule, program: Program, chosen: dict[
     node, operation = (" + ".join(row[column] for row in parts) for column in (0, 1))
     if chosen is None:
         return Row(node, operation, "?", _UNKNOWN)
-    kernel, reason = chosen[step.name]
+    kernel, reason, _ = chosen[step.name]
     return Row(node, operation, kernel, f"{step.target.reason}; {reason}")
 
 
@@ -146,17 +146,16 @@ def _choices(net: StackedModule, program: Program, inputs: dict[str, Any]) -> tu
             if step.op == "chain":
                 x, residual = (None if ref is None else values[ref.name] for ref in step.args)
                 if joined.why_apart(step.target, net, x, residual) is None:
-                    chosen |= _joined(step.target)
+                    chosen |= _joined(step.target, chosen)
     return steps, chosen
 
 
-def _joined(chain: Chain) -> dict[str, plan.Plan]:
-    """What the steps of a chain run as."""
+def _joined(chain: Chain, chosen: dict[str, plan.Plan]) -> dict[str, plan.Plan]:
+    """What the steps of a chain run as, given what each would run as alone."""
     names = [part.target if part.op == "call_module" else part.name for part in chain.parts]
-    if len(names) == 1:
-        reason = "batch-last: samples in the vector lanes; describes its result"
-        return {chain.parts[0].name: plan.Plan("native", reason)}
-    reason = f"one kernel for {', '.join(names)}"
+    how = "describes its result" if len(names) == 1 else f"one kernel for {', '.join(names)}"
     if chain.conv is not None and not chain.describes:
-        reason += ", where no gradients are recorded"
-    return {part.name: plan.Plan("native", reason) for part in chain.parts}
+        how += ", where no gradients are recorded"
+    reasons = {part.name: how for part in chain.parts}
+    reasons |= {part.name: f"{chosen[part.name].reason}; {how}" for part in chain.parts if part.target == chain.conv}
+    return {name: plan.Plan("native", reason) for name, reason in reasons.items()}

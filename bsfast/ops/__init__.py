@@ -6,6 +6,7 @@ from bsfast.ops.conv2d_kernels import output_shape
 from bsfast.ops.conv2d_sample_grad import conv2d_weight_grad_per_sample
 from bsfast.ops.functorch import has_memory
 from bsfast.ops.norm_conv2d import Norm, folded_conv2d, norm_conv2d, plan_norm_conv2d
+from bsfast.ops.plan import set_winograd_tile
 from bsfast.ops.sample_norm import plan_sample_norm, sample_norm
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "plan_norm_conv2d",
     "plan_sample_norm",
     "sample_norm",
+    "set_winograd_tile",
 ]

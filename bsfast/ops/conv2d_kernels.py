@@ -18,14 +18,14 @@ Pair = tuple[int, int]
 
 def conv2d(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Convolve each branch."""
-    chosen = plan.conv2d(problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    chosen = plan.conv2d(problem(x, x.shape, weight.shape, *geometry))
     if chosen.algorithm == "native":
-        return native_conv2d(x, weight, geometry)
+        return native_conv2d(x, weight, geometry, winograd=chosen.tile)
     return _ordered(conv2d_stock.conv2d(x, weight, *geometry, algorithm=chosen.algorithm), x)
 
 
 def native_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any], **around: Any) -> Tensor:
-    """Convolve each branch by the own kernel, with the prologue and the epilogue that ``conv2d_out`` names."""
+    """Convolve each branch by the own kernel, with the tile, prologue and epilogue that ``conv2d_out`` names."""
     out = _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
     torch.ops.bsfast.conv2d_out(x, weight.contiguous(), out, *geometry, **around)
     return out
@@ -33,16 +33,16 @@ def native_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any], **around: 
 
 def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Allocate the result of conv2d and note its plan, for reports."""
-    plan.conv2d(problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    plan.conv2d(problem(x, x.shape, weight.shape, *geometry))
     return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
 
 
 def input_grad(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:
     """Gradient with respect to the input."""
-    chosen = plan.conv2d_input_grad(problem(grad, weight.shape[-2:], *geometry, shared=len(input_size) == 4))
+    chosen = plan.conv2d_input_grad(problem(grad, input_size, weight.shape, *geometry))
     if chosen.algorithm == "native":
         out = _empty(input_size, grad)
-        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry)
+        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry, winograd=chosen.tile)
         return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
     return _ordered(x_grad, grad)
@@ -55,10 +55,11 @@ def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *ge
 
 def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any, **prologue: Any) -> Tensor:
     """Gradient with respect to the weights; with a prologue of the input only by the own kernel."""
-    chosen = plan.conv2d_weight_grad(problem(x, kernel_size, *geometry, shared=x.dim() == 4))
+    out = weight_grad_fake(x, grad, kernel_size, *geometry)
+    chosen = plan.conv2d_weight_grad(problem(x, x.shape, out.shape, *geometry))
     if chosen.algorithm == "native":
-        out = weight_grad_fake(x, grad, kernel_size, *geometry)
-        torch.ops.bsfast.conv2d_weight_grad_out(x, in_order_of(grad, x), out, *geometry, **prologue)
+        around = {**prologue, "winograd": chosen.tile}
+        torch.ops.bsfast.conv2d_weight_grad_out(x, in_order_of(grad, x), out, *geometry, **around)
         return out
     w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
     return _ordered(w_grad)
@@ -85,21 +86,27 @@ def in_order_of(grad: Tensor, x: Tensor) -> Tensor:
 
 def problem(
     activation: Tensor,
-    kernel_size: Sequence[int],
+    input_size: Sequence[int],
+    weight_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    *,
-    shared: bool,
 ) -> plan.Conv2d:
     """Describe a convolution, or a gradient whose first activation this is, to :mod:`bsfast.ops.plan`."""
-    pairs = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    pairs = {
+        "kernel_size": weight_size[-2:],
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "channels": (weight_size[2], weight_size[1] // groups),
+        "size": input_size[-2:],
+    }
     return plan.Conv2d(
         device=activation.device.type,
         dtype=activation.dtype,
         batch_last=is_batch_last(activation),
-        shared=shared,
+        shared=len(input_size) == 4,
         groups=groups,
         **{name: (pair[0], pair[1]) for name, pair in pairs.items()},
     )

@@ -8,13 +8,16 @@ import torch
 
 LIBRARY = torch.library.Library("bsfast", "DEF")
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+_WINOGRAD = "int winograd=0"
 _PROLOGUE = "Tensor? scale=None, Tensor? shift=None, bool rectify=False"
 LIBRARY.define(
-    f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_PROLOGUE}, Tensor? bias=None, "
-    "Tensor? residual=None, bool relu=False, Tensor(b!)? mean=None, Tensor(c!)? variance=None) -> ()"
+    f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}, "
+    "Tensor? bias=None, Tensor? residual=None, bool relu=False, Tensor(b!)? mean=None, Tensor(c!)? variance=None) -> ()"
 )
-LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}) -> ()")
-LIBRARY.define(f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_PROLOGUE}) -> ()")
+LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}) -> ()")
+LIBRARY.define(
+    f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}) -> ()"
+)
 LIBRARY.define(f"conv2d_weight_grad_per_sample_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}) -> ()")
 LIBRARY.define(
     "batch_norm_out(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? y, Tensor(b!) mean, "

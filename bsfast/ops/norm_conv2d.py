@@ -75,7 +75,7 @@ def plan_norm_conv2d(
         return plan.Plan("aten", "operands of different dtypes or devices")
     if norm is not None and (before := plan_batch_norm(x, norm.weight, norm.bias)).algorithm != "native":
         return before
-    chosen = plan.conv2d(conv2d_kernels.problem(x, weight.shape[-2:], *geometry, shared=x.dim() == 4))
+    chosen = _plan_conv2d(x, weight, geometry)
     return chosen if chosen.algorithm == "native" else plan.Plan("aten", chosen.reason)
 
 
@@ -123,7 +123,11 @@ def folded_conv2d(
     """
     other = None if residual is None else conv2d_kernels.in_order_of(residual, x)
     after = {"bias": None if bias is None else bias.contiguous(), "residual": other, "relu": relu}
-    return conv2d_kernels.native_conv2d(x, weight, geometry, **after)
+    return conv2d_kernels.native_conv2d(x, weight, geometry, winograd=_plan_conv2d(x, weight, geometry).tile, **after)
+
+
+def _plan_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> plan.Plan:
+    return plan.conv2d(conv2d_kernels.problem(x, x.shape, weight.shape, *geometry))
 
 
 class _NormConv2d(torch.autograd.Function):
@@ -151,6 +155,7 @@ class _NormConv2d(torch.autograd.Function):
             coefficients = [mean, *coefficients]
         moments = [x.new_empty(weight.shape[:2]) for _ in range(2)]
         flat_bias = None if bias is None else bias.contiguous()
+        around["winograd"] = _plan_conv2d(x, weight, geometry).tile
         y = conv2d_kernels.native_conv2d(
             x, weight, geometry, **around, bias=flat_bias, mean=moments[0], variance=moments[1]
         )

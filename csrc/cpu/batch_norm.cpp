@@ -30,6 +30,15 @@ inline V<T> where_positive(V<T> value, V<T> condition) {
   return condition > V<T>{} ? value : V<T>{};
 }
 
+// Whether a result that begins here is stored past the caches: if it is large, and all its vectors are whole and
+// aligned.
+template <class T>
+bool passes_caches(const ChannelShape& s, const T* result) {
+  const int64_t count = s.units() * s.repeats * s.length;
+  const bool aligned = reinterpret_cast<uintptr_t>(result) % kVectorBytes == 0 && s.length % Lanes<T>::count == 0;
+  return aligned && count * int64_t(sizeof(T)) > kStreamBytes;
+}
+
 // Calls body(offset, count) for each vector of [0, length); count is less than a vector's lanes in the last one only.
 template <class T, class Body>
 inline __attribute__((always_inline)) void for_vectors(int64_t length, Body body) {
@@ -44,8 +53,9 @@ inline __attribute__((always_inline)) V<T> get(const T* from, int64_t count) {
   return count == Lanes<T>::count ? load(from) : load_some(from, count);
 }
 
-template <class T>
+template <class T, bool Stream>
 inline __attribute__((always_inline)) void put(T* to, V<T> value, int64_t count) {
+  if (Stream) return stream(to, value);
   if (count == Lanes<T>::count) return store(to, value);
   std::memcpy(to, &value, size_t(count) * sizeof(T));
 }
@@ -87,7 +97,7 @@ void statistics(const ChannelShape& s, const T* x, double& mean, double& varianc
   variance = m2 / count;
 }
 
-template <class T, bool Relu, bool Residual>
+template <class T, bool Relu, bool Residual, bool Stream>
 void normalise(const ChannelShape& s, const T* x, const T* residual, T* y, T scale, T shift) {
   for (int64_t r = 0; r < s.repeats; ++r) {
     const int64_t at = r * s.channels * s.length;
@@ -95,9 +105,14 @@ void normalise(const ChannelShape& s, const T* x, const T* residual, T* y, T sca
       V<T> value = get(x + at + i, count) * scale + shift;
       if (Residual) value += get(residual + at + i, count);
       if (Relu) value = rectified<T>(value);
-      put(y + at + i, value, count);
+      put<T, Stream>(y + at + i, value, count);
     });
   }
+}
+
+template <class T, bool Relu, bool Residual>
+auto normaliser(bool past_caches) {
+  return past_caches ? normalise<T, Relu, Residual, true> : normalise<T, Relu, Residual, false>;
 }
 
 template <class T>
@@ -116,10 +131,12 @@ void forward(const ChannelShape& s, const BatchNormForward<T>& a, int64_t begin,
     a.shift[unit] = T((a.bias ? double(a.bias[unit]) : 0) - mean * scale);
     if (a.y == nullptr) continue;
     const T* residual = a.residual ? a.residual + at : nullptr;
-    const auto run = a.relu ? (residual ? normalise<T, true, true> : normalise<T, true, false>)
-                            : (residual ? normalise<T, false, true> : normalise<T, false, false>);
+    const bool past = passes_caches(s, a.y);
+    const auto run = a.relu ? (residual ? normaliser<T, true, true>(past) : normaliser<T, true, false>(past))
+                            : (residual ? normaliser<T, false, true>(past) : normaliser<T, false, false>(past));
     run(s, a.x + at, residual, a.y + at, a.scale[unit], a.shift[unit]);
   }
+  stream_fence();
 }
 
 // Which gradients pass: all, those where y > 0, or those where scale x + shift > 0.
@@ -158,15 +175,15 @@ void sums(const ChannelShape& s, const Gradient<T, mask>& gradient, T mean, doub
     }
 }
 
-template <class T, Mask mask>
+template <class T, Mask mask, bool Stream>
 void input_gradient(const ChannelShape& s, const Gradient<T, mask>& gradient, T* x_grad, T* residual_grad, T scale,
                     T slope, T shift) {
   for (int64_t r = 0; r < s.repeats; ++r) {
     const int64_t at = r * s.channels * s.length;
     for_vectors<T>(s.length, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       const V<T> x = get(gradient.x + at + i, count), g = gradient(at + i, count, x);
-      if (residual_grad) put(residual_grad + at + i, g, count);
-      put(x_grad + at + i, g * scale + (x * slope + shift), count);
+      if (residual_grad) put<T, Stream>(residual_grad + at + i, g, count);
+      put<T, Stream>(x_grad + at + i, g * scale + (x * slope + shift), count);
     });
   }
 }
@@ -185,8 +202,10 @@ void channel_backward(const ChannelShape& s, const BatchNormBackward<T>& a, int6
   const double scale = double(a.scale[unit]);
   const double slope = -scale * inv * inv * second / count;
   const double shift = -scale * first / count - slope * mean;
-  input_gradient<T, mask>(s, gradient, a.x_grad + at, a.residual_grad ? a.residual_grad + at : nullptr, T(scale),
-                          T(slope), T(shift));
+  const bool in_place = a.x_grad == a.grad, residual_past = !a.residual_grad || passes_caches(s, a.residual_grad);
+  const bool past = !in_place && residual_past && passes_caches(s, a.x_grad);
+  const auto run = past ? input_gradient<T, mask, true> : input_gradient<T, mask, false>;
+  run(s, gradient, a.x_grad + at, a.residual_grad ? a.residual_grad + at : nullptr, T(scale), T(slope), T(shift));
 }
 
 template <class T>
@@ -194,6 +213,7 @@ void backward(const ChannelShape& s, const BatchNormBackward<T>& a, int64_t begi
   const auto run = !a.relu ? channel_backward<T, Mask::none>
                            : (a.y ? channel_backward<T, Mask::result> : channel_backward<T, Mask::input>);
   for (int64_t unit = begin; unit < end; ++unit) run(s, a, unit);
+  stream_fence();
 }
 
 }  // namespace

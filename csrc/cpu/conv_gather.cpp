@@ -11,9 +11,6 @@ namespace bsfast {
 namespace BSFAST_ISA {
 namespace {
 
-// Larger results cannot stay in the last-level cache.
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
-
 // Target channels of a tile: the number that leaves the fewest idle.
 inline int tile_channels(int64_t channels) {
   int best = 4;

@@ -6,14 +6,15 @@
 #include "cpu/conv_gather.h"
 #include "cpu/conv_weight_grad.h"
 #include "cpu/tensors.h"
+#include "cpu/winograd.h"
+#include "cpu/winograd_weight_grad.h"
 #include "shape.h"
 
 namespace bsfast {
 namespace {
 
-template <class T>
-void run_gather(const char* op, const GatherPlan& plan, const GatherOperands<T>& operands) {
-  static const Gather<T> kernel = gather<T>(chosen_isa(op));
+template <class T, template <class> class Kernel, class Plan>
+void run_gather(const char* op, const Kernel<T>& kernel, const Plan& plan, const GatherOperands<T>& operands) {
   torch::stable::parallel_for(0, kernel.units(plan), 1, [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(op, kernel.scratch_bytes(plan));
     kernel.run(plan, operands, scratch.get(), begin, end);
@@ -41,24 +42,33 @@ void merge_moments(const ConvShape& s, int64_t slices, const Moments* moments, T
       }
 }
 
-template <class T>
-void run_convolution(const char* op, const ConvShape& s, GatherOperands<T> operands, const Optional& mean,
-                     const Optional& variance) {
-  const GatherPlan plan(s, false);
+template <class T, template <class> class Kernel, class Plan>
+void run_described(const char* op, const Kernel<T>& kernel, const Plan& plan, GatherOperands<T> operands,
+                   const Optional& mean, const Optional& variance) {
+  const ConvShape& s = plan.shape;
   std::vector<Moments> moments;
-  const int64_t slices = mean ? gather<T>(chosen_isa(op)).slices(plan) : 0;
+  const int64_t slices = mean ? kernel.slices(plan) : 0;
   if (mean) {
     moments.resize(size_t(s.branches * s.repeats * s.groups * slices * s.out_channels));
     operands.after.moments = moments.data();
   }
-  run_gather<T>(op, plan, operands);
+  run_gather(op, kernel, plan, operands);
   if (mean) merge_moments(s, slices, moments.data(), result<T>(*mean), result<T>(*variance));
 }
 
+// By Winograd's tiles of so many outputs along each axis, or directly if there are none.
 template <class T>
-void run_weight_grad(const char* op, const WeightGradPlan& plan, const Tensor& x, const Prologue<T>& before,
-                     const Tensor& grad, Tensor& out) {
-  static const WeightGrad<T> kernel = weight_grad<T>(chosen_isa(op));
+void run_convolution(const char* op, const ConvShape& s, bool transposed, int64_t tile,
+                     const GatherOperands<T>& operands, const Optional& mean, const Optional& variance) {
+  static const Gather<T> direct = gather<T>(chosen_isa(op));
+  static const Winograd<T> tiled = winograd<T>(chosen_isa(op));
+  if (tile > 0) return run_described(op, tiled, WinogradPlan(s, transposed, int(tile)), operands, mean, variance);
+  run_described(op, direct, GatherPlan(s, transposed), operands, mean, variance);
+}
+
+template <class T, template <class> class Kernel, class Plan>
+void run_weight_grad(const char* op, const Kernel<T>& kernel, const Plan& plan, const Tensor& x,
+                     const Prologue<T>& before, const Tensor& grad, Tensor& out) {
   const T *in = data<T>(x), *g = data<T>(grad);
   T* sum = result<T>(out);
   const int64_t parts = kernel.parts(plan), numel = out.numel();
@@ -127,6 +137,14 @@ void check_weight(const char* op, const Tensor& weight, const char* name) {
                   " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
 }
 
+void check_tile(const char* op, const ConvShape& s, int64_t tile) {
+  if (tile == 0) return;
+  STD_TORCH_CHECK(tile == 2 || tile == 4, op, ": winograd must be 0, 2 or 4, got ", tile);
+  STD_TORCH_CHECK(winograd_supports(s), op,
+                  ": winograd takes kernels of 3x3 taps with stride and dilation 1 and padding of at most 2, on "
+                  "batch-last memory");
+}
+
 // Checks the coefficients with which x is read.
 void check_prologue(const char* op, const ConvShape& s, ScalarType dtype, const Optional& scale,
                     const Optional& shift) {
@@ -142,8 +160,9 @@ Prologue<T> prologue(const Optional& scale, const Optional& shift, bool rectify)
 }
 
 void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, Ints padding, Ints dilation,
-                int64_t groups, const Optional& scale, const Optional& shift, bool rectify, const Optional& bias,
-                const Optional& residual, bool relu, const Optional& mean, const Optional& variance) {
+                int64_t groups, int64_t winograd, const Optional& scale, const Optional& shift, bool rectify,
+                const Optional& bias, const Optional& residual, bool relu, const Optional& mean,
+                const Optional& variance) {
   constexpr const char* op = "conv2d_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -163,17 +182,19 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
     choose_order(op, same, *residual, "residual", out, "out");
   }
   choose_order(op, s, x, "x", out, "out");
+  check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const Epilogue<T> after{data_or_null<T>(bias), data_or_null<T>(residual), relu, nullptr};
-    run_convolution<T>(op, s, {data<T>(x), data<T>(weight), result<T>(out), prologue<T>(scale, shift, rectify), after},
-                       mean, variance);
+    run_convolution<T>(op, s, false, winograd,
+                       {data<T>(x), data<T>(weight), result<T>(out), prologue<T>(scale, shift, rectify), after}, mean,
+                       variance);
   };
   x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out, Ints stride, Ints padding,
-                           Ints dilation, int64_t groups) {
+                           Ints dilation, int64_t groups, int64_t winograd) {
   constexpr const char* op = "conv2d_input_grad_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, out.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -191,16 +212,17 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
   } else {
     choose_order(op, s, grad, "grad", out, "out");
   }
-  const GatherPlan plan(s, true);
+  check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_gather<T>(op, plan, {data<T>(grad), data<T>(weight), result<T>(out), {}, {}});
+    run_convolution<T>(op, s, true, winograd, {data<T>(grad), data<T>(weight), result<T>(out), {}, {}}, {}, {});
   };
   grad.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Ints stride, Ints padding, Ints dilation,
-                            int64_t groups, const Optional& scale, const Optional& shift, bool rectify) {
+                            int64_t groups, int64_t winograd, const Optional& scale, const Optional& shift,
+                            bool rectify) {
   constexpr const char* op = "conv2d_weight_grad_out";
   check_weight(op, out, "out");
   ConvShape s = describe(op, x.sizes(), out.sizes(), stride, padding, dilation, groups);
@@ -209,10 +231,14 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
   check_prologue(op, s, x.scalar_type(), scale, shift);
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", grad, "grad");
-  const WeightGradPlan plan(s);
+  check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_weight_grad<T>(op, plan, x, prologue<T>(scale, shift, rectify), grad, out);
+    static const WeightGrad<T> direct = weight_grad<T>(chosen_isa(op));
+    static const WinogradWeightGrad<T> tiled = winograd_weight_grad<T>(chosen_isa(op));
+    const Prologue<T> before = prologue<T>(scale, shift, rectify);
+    if (winograd > 0) return run_weight_grad(op, tiled, WinogradWeightGradPlan(s, int(winograd)), x, before, grad, out);
+    run_weight_grad(op, direct, WeightGradPlan(s), x, before, grad, out);
   };
   x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }

@@ -50,6 +50,9 @@ inline void store(T* to, typename Lanes<T>::Vector value) {
   *reinterpret_cast<typename Lanes<T>::Unaligned*>(to) = value;
 }
 
+// Larger results cannot stay in the last-level cache.
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
+
 // Stores a vector at an aligned address past the caches, which saves reading the line before writing it.
 template <class T>
 inline void stream(T* to, typename Lanes<T>::Vector value) {

@@ -63,12 +63,6 @@ struct SourceRows {
   }
 
  private:
-  bool uses(int64_t phase) const {
-    for (int64_t i = 0; i < columns.first[columns.classes]; ++i)
-      if (columns.taps[i].phase == phase) return true;
-    return false;
-  }
-
   // Copies some elements of a channel through the prologue.
   void copy(const T* from, int64_t channel, int64_t count, T* to) const {
     if (before.scale == nullptr) {
@@ -88,27 +82,29 @@ struct SourceRows {
     }
   }
 
+  bool uses(int64_t phase) const {
+    for (int64_t i = 0; i < columns.first[columns.classes]; ++i)
+      if (columns.taps[i].phase == phase) return true;
+    return false;
+  }
+
+  // Reads the columns that taps use, each once and in their order in memory.
   void stage(const T* in, int64_t channel, int64_t first, T* out) const {
     const int64_t here = samples - first < layout.chunk ? samples - first : layout.chunk, n = layout.chunk;
-    for (int64_t phase = 0; phase < columns.phases; ++phase, out += layout.positions * n) {
-      if (!uses(phase)) continue;
-      // Positions [begin, end) are inside the image: 0 <= phases * (position + low) + phase < source.
-      const int64_t begin = columns.low < 0 ? -columns.low : 0;
-      int64_t end = ceil_div(columns.source - phase, columns.phases) - columns.low;
-      if (end > layout.positions) end = layout.positions;
-      if (end < begin) end = begin < layout.positions ? begin : layout.positions;
-      const int64_t inside = begin < layout.positions ? begin : layout.positions;
-      std::memset(out, 0, size_t(inside * n) * sizeof(T));
-      std::memset(out + end * n, 0, size_t((layout.positions - end) * n) * sizeof(T));
-      if (end <= inside) continue;
-      const T* from = in + (columns.phases * (inside + columns.low) + phase) * samples + first;
-      if (columns.phases == 1 && n == samples) {
-        copy(from, channel, (end - inside) * n, out + inside * n);
-        continue;
-      }
-      for (int64_t p = inside; p < end; ++p, from += columns.phases * samples) {
-        copy(from, channel, here, out + p * n);
-        if (here < n) std::memset(out + p * n + here, 0, size_t(n - here) * sizeof(T));
+    const int64_t phases = columns.phases, low = phases * columns.low;  // column of position 0 of phase 0
+    const int64_t end = low + phases * layout.positions;
+    if (phases == 1 && n == samples) {
+      const int64_t begin = low < 0 ? 0 : low, inside = (end < columns.source ? end : columns.source) - begin;
+      if (inside > 0) copy(in + begin * n, channel, inside * n, out + (begin - low) * n);
+    }
+    for (int64_t column = low, phase = 0; column < end; ++column, phase = phase + 1 < phases ? phase + 1 : 0) {
+      T* to = out + (phase * layout.positions + (column - low) / phases) * n;
+      const bool inside = column >= 0 && column < columns.source;
+      if (!inside)
+        std::memset(to, 0, size_t(n) * sizeof(T));
+      else if (!(phases == 1 && n == samples) && uses(phase)) {
+        copy(in + column * samples + first, channel, here, to);
+        if (here < n) std::memset(to + here, 0, size_t(n - here) * sizeof(T));
       }
     }
   }

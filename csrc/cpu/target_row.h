@@ -37,18 +37,23 @@ struct TargetRow {
     if (bias) value += bias[o];
     T lanes[L];
     store(lanes, value);
+    const auto is_target = [&](int64_t i) { return at + i < length && (at + i) % chunk < samples; };
+    T stored = 0, count = 0;
     for (int64_t i = 0; i < L; ++i) {
+      if (!is_target(i)) continue;
       const int64_t q = (at + i) / chunk, rest = (at + i) % chunk;
-      if (at + i >= length || rest >= samples) {
-        lanes[i] = !sums || at + i == 0 ? T(0) : at == 0 ? lanes[0] : sums[o * kSums];  // adds nothing to the sums
-        continue;
-      }
       const int64_t to = first + q * pixel + rest;
       if (residual) lanes[i] += residual[to];
       if (relu) lanes[i] = lanes[i] < T(0) ? T(0) : lanes[i];
       row[to] = lanes[i];
+      stored += lanes[i];
+      ++count;
     }
-    if (sums) add(o, at, load(lanes));
+    if (!sums) return;
+    if (at == 0) begin(o, stored / count);
+    for (int64_t i = 0; i < L; ++i)
+      if (!is_target(i)) lanes[i] = sums[o * kSums];  // adds nothing
+    add(o, load(lanes));
   }
 
   // The same for the vector that begins at sample `n` of position `q`, where chunks are whole vectors.
@@ -74,17 +79,27 @@ struct TargetRow {
     if (bias) value += bias[o];
     if (residual) value += load(residual + to);
     if (relu) value = rectified<T>(value);
-    if (sums) add(o, at, value);
+    if (sums && at == 0) begin(o, mean_of(value));
+    if (sums) add(o, value);
     return bypass ? stream(row + to, value) : store(row + to, value);
   }
 
-  inline void add(int64_t o, int64_t at, V value) const {
+  static T mean_of(V value) {
+    T sum = 0;
+    for (int64_t i = 0; i < L; ++i) sum += value[i];
+    return sum / T(L);
+  }
+
+  // A pivot near the mean keeps the sums of squares from cancelling.
+  void begin(int64_t o, T pivot) const {
     T* own = sums + o * kSums;
-    if (at == 0) {
-      *own = value[0];
-      store(own + L, V{});
-      store(own + 2 * L, V{});
-    }
+    *own = pivot;
+    store(own + L, V{});
+    store(own + 2 * L, V{});
+  }
+
+  inline void add(int64_t o, V value) const {
+    T* own = sums + o * kSums;
     const V deviation = value - *own;
     store(own + L, load(own + L) + deviation);
     store(own + 2 * L, load(own + 2 * L) + deviation * deviation);

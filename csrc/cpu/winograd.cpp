@@ -13,9 +13,6 @@ namespace bsfast {
 namespace BSFAST_ISA {
 namespace {
 
-// Larger results cannot stay in the last-level cache.
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
-
 // A register tile holds all frequencies of a row, for some targets and vectors.
 template <int Tile>
 struct Registers {
@@ -118,6 +115,13 @@ __attribute__((noinline)) void transform_input(const Work<T, Tile>& work, TileRo
   }
 }
 
+// What the next row of tiles reads, and how much of it is fetched after each register tile.
+template <class T>
+struct BothAhead {
+  Ahead<T> source, residual;
+  int64_t source_lines = 0, residual_lines = 0;
+};
+
 // A register tile: products of one row of frequencies, transformed along that row, to [channel][column][vector].
 template <class T, int Tile, int Vectors>
 inline __attribute__((always_inline)) void tile(const T* in, const T* weights, int64_t count, T* to) {
@@ -157,29 +161,29 @@ inline __attribute__((always_inline)) void tile(const T* in, const T* weights, i
 
 // All targets of one row of frequencies; fetches some of the rows ahead after each register tile.
 template <class T, int Tile, int Vectors>
-void multiply(const Work<T, Tile>& work, int64_t count, const T* panel, const T* packed, T* to, Ahead<T>& ahead,
-              int64_t lines) {
+void multiply(const Work<T, Tile>& work, int64_t count, const T* panel, const T* packed, T* to, BothAhead<T>& ahead) {
   if constexpr (Vectors > 1)
-    if (count < Vectors) return multiply<T, Tile, Vectors - 1>(work, count, panel, packed, to, ahead, lines);
+    if (count < Vectors) return multiply<T, Tile, Vectors - 1>(work, count, panel, packed, to, ahead);
   constexpr int64_t kChannels = Registers<Tile>::channels;
   for (int64_t o = 0; o < work.padded_targets; o += kChannels) {
     tile<T, Tile, Vectors>(panel, packed, work.sources, to);
     packed += kChannels * work.kAxis * work.sources;
     to += kChannels * Tile * work.kVectors * work.L;
-    ahead.fetch(lines);
+    ahead.source.fetch(ahead.source_lines);
+    ahead.residual.fetch(ahead.residual_lines);
   }
 }
 
 // Row I of the frequencies of a segment, and those behind it.
 template <class T, int Tile, class Segment, int I = 0>
 void frequencies(const Work<T, Tile>& work, const TileRows<T, Tile + 2>& rows, const Segment& segment, const T* packed,
-                 T* panel, T* products, Ahead<T>& ahead, int64_t lines) {
+                 T* panel, T* products, BothAhead<T>& ahead) {
   if constexpr (I < Tile + 2) {
     transform_input<T, Tile, I>(work, rows, segment, panel);
-    multiply<T, Tile, Registers<Tile>::vectors>(work, segment.count, panel, packed, products, ahead, lines);
+    multiply<T, Tile, Registers<Tile>::vectors>(work, segment.count, panel, packed, products, ahead);
     packed += work.padded_targets * work.kAxis * work.sources;
     products += work.products();
-    frequencies<T, Tile, Segment, I + 1>(work, rows, segment, packed, panel, products, ahead, lines);
+    frequencies<T, Tile, Segment, I + 1>(work, rows, segment, packed, panel, products, ahead);
   }
 }
 
@@ -220,13 +224,14 @@ void run_tiles(const WinogradPlan& plan, const GatherOperands<T>& operands, void
       plan.columns, layout,          work.sources, plan.rows.source,
       s.samples,    operands.before, memory,       reinterpret_cast<int64_t*>(products + kAxis * work.products())};
   std::memset(zeros, 0, size_t(layout.channel) * sizeof(T));
-  Ahead<T> ahead{work.sources, plan.rows.source, plan.columns.source, s.samples, layout.chunk};
   const int64_t source_image = work.sources * plan.rows.source * plan.columns.source * s.samples;
   const int64_t height = plan.target_size(0), width = plan.target_size(1), plane = height * width * s.samples;
   const Epilogue<T>& after = operands.after;
   const bool aligned = reinterpret_cast<uintptr_t>(operands.target) % kVectorBytes == 0 && s.samples % L == 0;
   const bool large = work.images() * s.groups * work.targets * plane * int64_t(sizeof(T)) > kStreamBytes;
   const int64_t products_of_row = ceil_div(work.line(), work.kVectors) * kAxis * work.padded_targets;
+  BothAhead<T> ahead{{work.sources, plan.rows.source, plan.columns.source, s.samples, layout.chunk},
+                     {work.targets, height, width, s.samples, layout.chunk}};
   int64_t image_before = -1, group_before = -1;  // whose rows are staged; whose weights are packed
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % work.tile_rows() * Tile, chunk = unit / work.tile_rows() % layout.chunks;
@@ -245,10 +250,16 @@ void run_tiles(const WinogradPlan& plan, const GatherOperands<T>& operands, void
     TileRows<T, kAxis> rows;
     rows.stage(staged, in, branch_group * work.sources, h + plan.rows.low, first, zeros);
     if (h + Tile < height)
-      ahead.want(in, h + Tile + plan.rows.low + 2, Tile, first);
+      ahead.source.want(in, h + Tile + plan.rows.low + 2, Tile, first);
     else if (unit + 1 < end && layout.chunks == 1 && s.groups * s.repeats == 1 && !s.shared_input)
-      ahead.want(operands.source + (source_index * s.groups + group + 1) * source_image, plan.rows.low, kAxis, 0);
-    const int64_t lines = ceil_div(ahead.lines() * Registers<Tile>::channels, products_of_row);
+      ahead.source.want(operands.source + (source_index * s.groups + group + 1) * source_image, plan.rows.low, kAxis,
+                        0);
+    if (after.residual && h + Tile < height)
+      ahead.residual.want(after.residual + image_group * work.targets * plane, h + Tile, Tile, first);
+    else if (after.residual && unit + 1 < end && layout.chunks == 1)
+      ahead.residual.want(after.residual + (image_group + 1) * work.targets * plane, 0, Tile, 0);
+    ahead.source_lines = ceil_div(ahead.source.lines() * Registers<Tile>::channels, products_of_row);
+    ahead.residual_lines = ceil_div(ahead.residual.lines() * Registers<Tile>::channels, products_of_row);
     const int64_t at = image_group * work.targets * plane + h * width * s.samples + first;
     const int64_t rows_here = height - h < Tile ? height - h : Tile;
     const TargetRow<T> to{operands.target + at,
@@ -270,7 +281,7 @@ void run_tiles(const WinogradPlan& plan, const GatherOperands<T>& operands, void
         segment.column[i] = (v + i) % work.tiles() * Tile;
         segment.sample[i] = (v + i) / work.tiles() * L;
       }
-      frequencies(work, rows, segment, packed, panel, products, ahead, lines);
+      frequencies(work, rows, segment, packed, panel, products, ahead);
       transform_output(work, segment, products, rows_here, width, to);
     }
     if (after.moments)

@@ -8,8 +8,7 @@ namespace bsfast {
 namespace BSFAST_ISA {
 namespace {
 
-// Rows of a whole batch are read in long runs, which pays even where they do not stay in the second-level cache: with
-// chunks of half of the batch the kernels take up to a third longer.
+// Rows of a whole batch are read in long runs, which pays even where they do not stay in the second-level cache.
 constexpr int64_t kRowBytes = 2 * 1024 * 1024;
 
 // Samples taken at a time: whole vectors, and chunks of about one size, if each sample takes `bytes` of rows.

@@ -1,5 +1,6 @@
 """The choice of algorithm and the reasons it gives."""
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from bsfast.ops import backend, conv2d, plan
 from tests.cases import ConvCase
 
-NATIVE = plan.Conv2d("cpu", torch.float32, True, (3, 3), (1, 1), (1, 1), (1, 1), 1, False)
+NATIVE = plan.Conv2d("cpu", torch.float32, True, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, (3, 8), (9, 9))
 REASONS = [
     ({"dtype": torch.bfloat16}, "torch.bfloat16 has no own kernel"),
     ({"batch_last": False}, "the activations are not batch-last in memory"),
@@ -33,9 +34,9 @@ CHOICES = [plan.conv2d, plan.conv2d_input_grad, plan.conv2d_weight_grad]
 @pytest.mark.parametrize("choose", CHOICES)
 def test_plan_reasons(choose):
     for change in [{}, {"dtype": torch.float64}, *SETTINGS]:
-        assert choose(NATIVE._replace(**change)) == ("native", "batch-last: samples in the vector lanes")
+        assert choose(NATIVE._replace(**change)) == ("native", "batch-last: samples in the vector lanes", 0)
     for change, reason in REASONS:
-        assert choose(NATIVE._replace(**change)) == ("loop", reason)
+        assert choose(NATIVE._replace(**change)) == ("loop", reason, 0)
 
 
 @NEEDS_NATIVE
@@ -43,7 +44,44 @@ def test_plan_shared_input_with_groups():
     problem = NATIVE._replace(shared=True, groups=2)
     assert [choose(problem).algorithm for choose in CHOICES] == ["native", "loop", "native"]
     reason = "groups inside a branch have no own kernel for the gradient of a shared input"
-    assert plan.conv2d_input_grad(problem) == ("loop", reason)
+    assert plan.conv2d_input_grad(problem) == ("loop", reason, 0)
+
+
+WIDE = NATIVE._replace(channels=(32, 32), size=(8, 8), padding=(1, 1))
+DIRECT = [
+    {"dtype": torch.float64},
+    {"stride": (2, 1)},
+    {"dilation": (1, 2)},
+    {"kernel_size": (3, 1)},
+    {"padding": (3, 1)},
+]
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("choose", CHOICES)
+def test_plan_winograd(choose):
+    how = "batch-last: samples in the vector lanes; Winograd by 2x2 outputs"
+    assert choose(WIDE) == ("native", how, 2)
+    for change in DIRECT:
+        assert choose(WIDE._replace(**change)).tile == 0, change
+    assert choose(WIDE._replace(channels=(3, 3))).tile == 0  # transforms would take more than they save
+    assert choose(WIDE._replace(size=(1, 1))).tile == 0  # most of a tile would lie outside
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("choose", CHOICES)
+def test_plan_set_winograd_tile(choose, winograd_tile):
+    for tile in (4, 0, 2):
+        winograd_tile(tile)
+        assert choose(WIDE).tile == tile
+    winograd_tile(4)
+    assert choose(WIDE._replace(size=(2, 2))).tile != 4
+
+
+def test_plan_set_winograd_tile_refuses(winograd_tile):
+    for tile in (3, -2, True, "2"):
+        with pytest.raises(ValueError, match=re.escape(f"tile must be 0, 2 or 4, got {tile!r}")):
+            winograd_tile(tile)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +89,8 @@ def test_plan_shared_input_with_groups():
 )
 def test_plan_other_devices(device, reason):
     assert reason
-    assert plan.conv2d(NATIVE._replace(device=device)) == ("grouped", reason)
-    assert plan.memory_order(device=device, dtype=torch.float32, samples=64) == ("contiguous", reason)
+    assert plan.conv2d(NATIVE._replace(device=device)) == ("grouped", reason, 0)
+    assert plan.memory_order(device=device, dtype=torch.float32, samples=64) == ("contiguous", reason, 0)
 
 
 @NEEDS_NATIVE
@@ -60,9 +98,9 @@ def test_plan_memory_order():
     def order(dtype: torch.dtype, samples: int) -> plan.Plan:
         return plan.memory_order(device="cpu", dtype=dtype, samples=samples)
 
-    assert order(torch.float32, 16) == ("batch_last", "16 or more samples fill the vector lanes of the own kernels")
-    assert order(torch.float64, 15) == ("contiguous", "fewer than 16 samples do not fill the vector lanes")
-    assert order(torch.float16, 64) == ("contiguous", "torch.float16 has no own kernel")
+    assert order(torch.float32, 16) == ("batch_last", "16 or more samples fill the vector lanes of the own kernels", 0)
+    assert order(torch.float64, 15) == ("contiguous", "fewer than 16 samples do not fill the vector lanes", 0)
+    assert order(torch.float16, 64) == ("contiguous", "torch.float16 has no own kernel", 0)
 
 
 def test_plan_noting_ends_with_its_block():
@@ -83,7 +121,7 @@ def test_plan_noting_ends_with_its_block():
 def test_plan_one_sample_or_none_counts_as_contiguous(case):
     with plan.noting() as notes:
         conv2d(case.x(), case.weight())
-    assert notes == [("loop", "the activations are not batch-last in memory")]
+    assert notes == [("loop", "the activations are not batch-last in memory", 0)]
 
 
 SWITCHED_OFF = """
