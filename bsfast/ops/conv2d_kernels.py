@@ -81,7 +81,8 @@ def output_shape(
 
 def in_order_of(grad: Tensor, x: Tensor) -> Tensor:
     """Give a gradient the memory order of the input, if it has another."""
-    return grad if is_batch_last(grad) == is_batch_last(x) else _ordered(grad, x)
+    same = is_batch_last(grad) if is_batch_last(x) else grad.is_contiguous()
+    return grad if same else _ordered(grad, x)
 
 
 def problem(
@@ -94,6 +95,7 @@ def problem(
     groups: int,
 ) -> plan.Conv2d:
     """Describe a convolution, or a gradient whose first activation this is, to :mod:`bsfast.ops.plan`."""
+    samples = activation.shape[-4]
     pairs = {
         "kernel_size": weight_size[-2:],
         "stride": stride,
@@ -105,7 +107,8 @@ def problem(
     return plan.Conv2d(
         device=activation.device.type,
         dtype=activation.dtype,
-        batch_last=is_batch_last(activation),
+        batch_last=is_batch_last(activation) or (samples == 1 and activation.is_contiguous()),
+        samples=samples,
         shared=len(input_size) == 4,
         groups=groups,
         **{name: (pair[0], pair[1]) for name, pair in pairs.items()},

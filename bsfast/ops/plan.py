@@ -12,6 +12,7 @@ from bsfast.ops.backend import native_why_not
 
 NATIVE_DTYPES = (torch.float32, torch.float64)
 LANES = 16  # float32 values in the widest vector
+MANY_SAMPLES = 64
 FEWEST_SAMPLES = 4  # of which the own kernel computes per-sample gradients faster than stock operators
 
 # Winograd's time on two cores with AVX-512 (tests/benchmarks/records): tile -> (its gain over direct multiply-adds with
@@ -82,7 +83,9 @@ class Conv2d(NamedTuple):
     Attributes:
         device: Device type of the operands.
         dtype: Their dtype.
-        batch_last: Whether the activation that is read first has its samples innermost in memory.
+        batch_last: Whether the activation that is read first has its samples innermost in memory; of one sample, which
+            contiguous memory is.
+        samples: N.
         kernel_size: kH, kW.
         stride: As ``torch.nn.Conv2d``.
         padding: Zeros on each side.
@@ -96,6 +99,7 @@ class Conv2d(NamedTuple):
     device: str
     dtype: torch.dtype
     batch_last: bool
+    samples: int
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -121,7 +125,8 @@ def conv2d_input_grad(problem: Conv2d) -> Plan:
 
 def conv2d_weight_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the weight gradient."""
-    return _choose(problem, (), _winograd(problem, _WEIGHT_GRAD_GAIN, problem.padding, skips=False))
+    tile = _winograd(problem, _WEIGHT_GRAD_GAIN, problem.padding, skips=False)
+    return _choose(problem, (), tile, loops=problem.samples >= MANY_SAMPLES)
 
 
 def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
@@ -146,7 +151,7 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
     return _note(Plan("native", "every vector lane is a sample: nothing is added up between lanes"))
 
 
-def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int) -> Plan:
+def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int, *, loops: bool = False) -> Plan:
     device, dtype = problem.device, problem.dtype
     all_refusals = (
         (native_why_not(device), True),
@@ -156,9 +161,11 @@ def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int) 
     )
     for why_not, applies in all_refusals:
         if applies and why_not is not None:
-            return _note(stock(device, why_not))
+            # oneDNN adds up the gradients of many samples faster branch by branch; all else it does faster at once.
+            return _note(Plan("loop" if loops and device == "cpu" else "grouped", why_not))
+    lanes = "samples" if problem.samples >= LANES else "columns and samples"
     how = f"; Winograd by {tile}x{tile} outputs" if tile else ""
-    return _note(Plan("native", f"batch-last: samples in the vector lanes{how}", tile))
+    return _note(Plan("native", f"batch-last: {lanes} in the vector lanes{how}", tile))
 
 
 def _winograd(
@@ -181,6 +188,7 @@ def _winograd(
     estimates = [(_LEAST_GAIN, 0)]
     for tile, (most, half_at) in gains.items():
         gain = most / (1 + half_at * sum(1 / channels for channels in problem.channels) / 2)
+        gain *= problem.samples / (LANES * ceil(problem.samples / LANES))
         for size, own, of_source in zip(problem.size, problem.padding, padding, strict=True):
             target = size + (2 * own - 2 if own == of_source else 0)
             skipped = of_source * (of_source + 1) / (3 * target) if skips else 0  # share of taps
@@ -225,18 +233,12 @@ def sample_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: boo
     return _note(Plan("native", f"{memory}: a group of channels is normalised while it is in cache"))
 
 
-def stock(device: str, why_not_native: str) -> Plan:
-    """Choose between the stock algorithms: oneDNN is faster branch by branch, cuDNN wants one launch."""
-    return Plan("loop" if device == "cpu" else "grouped", why_not_native)
-
-
-def memory_order(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
+def memory_order(*, device: str, dtype: torch.dtype) -> Plan:
     """Choose the memory order of a network's activations, once, at its entry.
 
     Args:
         device: Device type of the input.
         dtype: Its dtype.
-        samples: N.
 
     Returns:
         Algorithm ``"batch_last"`` or ``"contiguous"``, and the reason.
@@ -244,9 +246,8 @@ def memory_order(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
     refusals = (
         (native_why_not(device), True),
         (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        (f"fewer than {LANES} samples do not fill the vector lanes", samples < LANES),
     )
     for why_not, applies in refusals:
         if applies and why_not is not None:
             return _note(Plan("contiguous", why_not))
-    return _note(Plan("batch_last", f"{LANES} or more samples fill the vector lanes of the own kernels"))
+    return _note(Plan("batch_last", "the own kernels are fastest with samples innermost, however few"))

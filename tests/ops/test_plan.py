@@ -10,7 +10,7 @@ import torch
 from bsfast.ops import backend, conv2d, plan
 from tests.cases import ConvCase
 
-NATIVE = plan.Conv2d("cpu", torch.float32, True, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, (3, 8), (9, 9))
+NATIVE = plan.Conv2d("cpu", torch.float32, True, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, (3, 8), (9, 9))
 REASONS = [
     ({"dtype": torch.bfloat16}, "torch.bfloat16 has no own kernel"),
     ({"batch_last": False}, "the activations are not batch-last in memory"),
@@ -28,6 +28,7 @@ NEEDS_NATIVE = pytest.mark.skipif(backend.native_why_not("cpu") is not None, rea
 
 
 CHOICES = [plan.conv2d, plan.conv2d_input_grad, plan.conv2d_weight_grad]
+STOCK = dict(zip(CHOICES, ["grouped", "grouped", "loop"], strict=True))  # of 64 samples
 
 
 @NEEDS_NATIVE
@@ -36,15 +37,15 @@ def test_plan_reasons(choose):
     for change in [{}, {"dtype": torch.float64}, *SETTINGS]:
         assert choose(NATIVE._replace(**change)) == ("native", "batch-last: samples in the vector lanes", 0)
     for change, reason in REASONS:
-        assert choose(NATIVE._replace(**change)) == ("loop", reason, 0)
+        assert choose(NATIVE._replace(**change)) == (STOCK[choose], reason, 0)
 
 
 @NEEDS_NATIVE
 def test_plan_shared_input_with_groups():
     problem = NATIVE._replace(shared=True, groups=2)
-    assert [choose(problem).algorithm for choose in CHOICES] == ["native", "loop", "native"]
+    assert [choose(problem).algorithm for choose in CHOICES] == ["native", "grouped", "native"]
     reason = "groups inside a branch have no own kernel for the gradient of a shared input"
-    assert plan.conv2d_input_grad(problem) == ("loop", reason, 0)
+    assert plan.conv2d_input_grad(problem) == ("grouped", reason, 0)
 
 
 WIDE = NATIVE._replace(channels=(32, 32), size=(8, 8), padding=(1, 1))
@@ -76,6 +77,7 @@ def test_plan_set_winograd_tile(choose, winograd_tile):
         assert choose(WIDE).tile == tile
     winograd_tile(4)
     assert choose(WIDE._replace(size=(2, 2))).tile != 4
+    assert choose(WIDE._replace(samples=5)).tile == 0
 
 
 def test_plan_set_winograd_tile_refuses(winograd_tile):
@@ -90,17 +92,17 @@ def test_plan_set_winograd_tile_refuses(winograd_tile):
 def test_plan_other_devices(device, reason):
     assert reason
     assert plan.conv2d(NATIVE._replace(device=device)) == ("grouped", reason, 0)
-    assert plan.memory_order(device=device, dtype=torch.float32, samples=64) == ("contiguous", reason, 0)
+    assert plan.memory_order(device=device, dtype=torch.float32) == ("contiguous", reason, 0)
 
 
 @NEEDS_NATIVE
 def test_plan_memory_order():
-    def order(dtype: torch.dtype, samples: int) -> plan.Plan:
-        return plan.memory_order(device="cpu", dtype=dtype, samples=samples)
+    def order(dtype: torch.dtype) -> plan.Plan:
+        return plan.memory_order(device="cpu", dtype=dtype)
 
-    assert order(torch.float32, 16) == ("batch_last", "16 or more samples fill the vector lanes of the own kernels", 0)
-    assert order(torch.float64, 15) == ("contiguous", "fewer than 16 samples do not fill the vector lanes", 0)
-    assert order(torch.float16, 64) == ("contiguous", "torch.float16 has no own kernel", 0)
+    reason = "the own kernels are fastest with samples innermost, however few"
+    assert order(torch.float32) == order(torch.float64) == ("batch_last", reason, 0)
+    assert order(torch.float16) == ("contiguous", "torch.float16 has no own kernel", 0)
 
 
 def test_plan_noting_ends_with_its_block():
@@ -116,12 +118,26 @@ def test_plan_noting_ends_with_its_block():
 
 @NEEDS_NATIVE
 @pytest.mark.parametrize(
-    "case", [ConvCase(2, 1, 2, 2, (3, 3)), ConvCase(2, 0, 2, 2, (3, 3), order="batch_last")], ids=str
+    ("case", "planned"),
+    [
+        (ConvCase(2, 1, 2, 2, (3, 3)), ("native", "batch-last: columns and samples in the vector lanes", 0)),
+        (
+            ConvCase(2, 3, 2, 2, (3, 3), order="batch_last"),
+            ("native", "batch-last: columns and samples in the vector lanes", 0),
+        ),
+        (ConvCase(2, 3, 2, 2, (3, 3)), ("grouped", "the activations are not batch-last in memory", 0)),
+        (ConvCase(2, 1, 2, 2, (3, 3), order="strided"), ("grouped", "the activations are not batch-last in memory", 0)),
+        (
+            ConvCase(2, 0, 2, 2, (3, 3), order="batch_last"),
+            ("grouped", "the activations are not batch-last in memory", 0),
+        ),
+    ],
+    ids=str,
 )
-def test_plan_one_sample_or_none_counts_as_contiguous(case):
+def test_plan_of_few_samples(case, planned):
     with plan.noting() as notes:
         conv2d(case.x(), case.weight())
-    assert notes == [("loop", "the activations are not batch-last in memory", 0)]
+    assert notes == [planned]
 
 
 SWITCHED_OFF = """
@@ -132,7 +148,7 @@ with plan.noting() as notes:
     for case in NATIVE_CONV:
         x, weight = case.x(), case.weight()
         torch.testing.assert_close(conv2d(x, weight, **case.geometry), case.loop(x, weight))
-print({*notes}, backend.BACKENDS[0], plan.memory_order(device="cpu", dtype=torch.float32, samples=64).algorithm)
+print({*notes}, backend.BACKENDS[0], plan.memory_order(device="cpu", dtype=torch.float32).algorithm)
 """
 
 
@@ -140,5 +156,5 @@ def test_plan_native_switched_off(monkeypatch):
     monkeypatch.setenv("BSFAST_NATIVE", "0")
     output = subprocess.run([sys.executable, "-c", SWITCHED_OFF], capture_output=True, text=True, check=True).stdout
     why_not = "switched off by BSFAST_NATIVE=0"
-    expected = {plan.Plan("loop", why_not)}
+    expected = {plan.Plan("grouped", why_not)}
     assert output.strip() == f"{expected} {backend.Backend('native', 'cpu', why_not)} contiguous"
