@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bsfast import analysis, layout, nn, ops, plotting, reference, toy
     from bsfast.fuse import Branched, fuse, register_rule, unfuse
+    from bsfast.memory import keep_freed_memory
 
 try:
     __version__ = version("bsfast")
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "analysis",
     "fuse",
+    "keep_freed_memory",
     "layout",
     "nn",
     "ops",
@@ -33,13 +35,14 @@ __all__ = [
     "unfuse",
 ]
 
-_FROM_FUSE = ("Branched", "fuse", "register_rule", "unfuse")
+_INSIDE = dict.fromkeys(("Branched", "fuse", "register_rule", "unfuse"), "fuse") | {"keep_freed_memory": "memory"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'bsfast' has no attribute {name!r}")
-    value = getattr(import_module("bsfast.fuse"), name) if name in _FROM_FUSE else import_module(f"bsfast.{name}")
+    module = import_module(f"bsfast.{_INSIDE.get(name, name)}")
+    value = getattr(module, name) if name in _INSIDE else module
     globals()[name] = value
     return value
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from bsfast import keep_freed_memory
 from experiments import demo, figure
 from experiments.classifier import command as classifier
 from experiments.common.interrupt import Stopped
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with 2.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    keep_freed_memory()
     try:
         made = main_report(words)
     except (Stopped, KeyboardInterrupt) as stop:
