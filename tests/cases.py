@@ -1,11 +1,12 @@
 """One table of odd convolutions: shapes, settings and memory orders on which all must agree with a plain loop."""
 
-import random
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import assume
+from hypothesis import strategies as st
 from torch import Tensor
 
 Pair = tuple[int, int]
@@ -173,23 +174,24 @@ FEW_CONV = [
 ]
 
 
-def random_conv(count: int, seed: int) -> list[ConvCase]:
-    """Draw convolutions whose sizes and settings have nothing to do with each other."""
-    draw = random.Random(seed)
-    cases: list[ConvCase] = []
-    while len(cases) < count:
-        branches, samples = draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 5, 15, 16, 17, 33, 48, 70])
-        groups = draw.choice([1, 1, 1, 2, 3])
-        channels = groups * draw.choice([1, 2, 3, 5, 8, 9]), groups * draw.choice([1, 2, 3, 4, 6, 7, 8, 9, 12, 13, 17])
-        size = draw.choice([1, 2, 4, 5, 7, 8, 11]), draw.choice([1, 2, 3, 4, 6, 9, 16, 17])
-        kernel, padding = (draw.randint(1, 5), draw.randint(1, 5)), (draw.randint(0, 4), draw.randint(0, 4))
-        stride, dilation = ((draw.choice([1, 1, 2, 3]), draw.choice([1, 1, 2, 3])) for _ in range(2))
-        order, shared = draw.choice(["batch_last", "batch_last", "contiguous"]), draw.random() < 0.3
-        axes = zip(size, kernel, padding, dilation, strict=True)
-        if all(length + 2 * pad > dilate * (taps - 1) for length, taps, pad, dilate in axes):
-            settings = (size, kernel, stride, padding, dilation, groups, shared, order)
-            cases.append(ConvCase(branches, samples, *channels, *settings))
-    return cases
-
-
-RANDOM_CONV = random_conv(60, seed=0)
+@st.composite
+def conv_cases(draw: st.DrawFn, **fixed: Any) -> ConvCase:
+    """Convolutions whose sizes and settings have nothing to do with each other, but for those that are fixed."""
+    pick = {
+        "branches": st.sampled_from([1, 2, 3, 5]),
+        "samples": st.sampled_from([1, 2, 5, 15, 16, 17, 33, 48, 70]),
+        "groups": st.sampled_from([1, 1, 1, 2, 3]),
+        "size": st.tuples(st.integers(1, 11), st.integers(1, 17)),
+        "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 4), st.integers(0, 4)),
+        "dilation": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "shared": st.booleans(),
+        "order": st.sampled_from(["batch_last", "contiguous"]),
+    }
+    drawn = {name: fixed[name] if name in fixed else draw(strategy) for name, strategy in pick.items()}
+    channels = [drawn["groups"] * draw(st.integers(1, most)) for most in (9, 17)]
+    case = ConvCase(in_channels=channels[0], out_channels=channels[1], **drawn)
+    axes = zip(case.size, case.kernel, case.padding, case.dilation, strict=True)
+    assume(all(length + 2 * pad > dilate * (taps - 1) for length, taps, pad, dilate in axes))
+    return case

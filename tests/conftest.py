@@ -4,6 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples on every machine, and no folder that remembers failures.
+_EXPECTED = [HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow]
+settings.register_profile(
+    "bsfast", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=_EXPECTED
+)
+settings.load_profile("bsfast")
 
 
 @pytest.fixture(autouse=True)

@@ -185,6 +185,8 @@ def _winograd(
     three = problem.kernel_size == (3, 3) and problem.stride == problem.dilation == (1, 1)
     if not three or min(padding) < 0 or max(padding) > 2 or problem.dtype != torch.float32:
         return 0
+    if 0 in (problem.samples, *problem.size, *problem.channels):
+        return 0
     estimates = [(_LEAST_GAIN, 0)]
     for tile, (most, half_at) in gains.items():
         gain = most / (1 + half_at * sum(1 / channels for channels in problem.channels) / 2)

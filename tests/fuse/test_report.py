@@ -34,8 +34,10 @@ def test_report_needs_an_input_to_know_convolutions() -> None:
     assert rows["conv1"][2:] == ("native", "batch-last: samples in the vector lanes; describes its result")
     assert "x" in rows
     small = {row.node: row for row in net.report(torch.randn(3, 3, 6, 6)).rows}
-    assert small["x"].kernel == "contiguous"
-    assert small["conv1"][2:] == ("loop", "the activations are not batch-last in memory")
+    assert small["conv1"][2:] == ("native", "batch-last: columns and samples in the vector lanes; describes its result")
+    half = {row.node: row for row in net.bfloat16().report(torch.randn(17, 3, 6, 6, dtype=torch.bfloat16)).rows}
+    assert half["x"].kernel == "contiguous"
+    assert half["conv1"][2:] == ("grouped", "torch.bfloat16 has no own kernel")
 
 
 def test_report_names_what_runs_by_vmap() -> None:

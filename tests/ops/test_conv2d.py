@@ -103,7 +103,7 @@ def test_conv2d_runs_on_own_kernels(case):
         function, operands, _ = problem(case, name, torch.float32)
         with plan.noting() as notes:
             function(*operands)
-        assert [note.algorithm for note in notes] == ["native" if name in case.own_kernels else "loop"]
+        assert [note.algorithm for note in notes] == ["native" if name in case.own_kernels else "grouped"]
 
 
 @pytest.mark.parametrize("orders", [("batch_last", "contiguous"), ("contiguous", "batch_last"), ("strided",) * 2])
