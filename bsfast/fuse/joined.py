@@ -70,7 +70,10 @@ def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
         layer: nn.Module = net.get_submodule(chain.parts[0].target)
         return PerBranch(layer(tensor, residual=other, relu=chain.relu, moments=moments))
     if chain.describes:
-        return PerBranch(*joined.norm_conv2d(tensor, norm, conv, relu=chain.relu, moments=moments))
+        y, own_moments, passed = joined.norm_conv2d(tensor, norm, conv, relu=chain.relu, moments=moments)
+        if isinstance(x, PerBranch):
+            x.tensor = passed  # the gradients of later users are added as the convolution's is stored
+        return PerBranch(y, own_moments)
     return PerBranch(joined.conv2d_norm(tensor, conv, norm, other, relu=chain.relu))
 
 

@@ -31,7 +31,7 @@ def why_not_norm_conv2d(x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu
 
 def norm_conv2d(
     x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu: bool = False, moments: Moments | None = None
-) -> tuple[Tensor, Moments]:
+) -> tuple[Tensor, Moments, Tensor]:
     """Convolve values, or their normalisation with the statistics of the batch, and describe the result.
 
     Args:
@@ -42,13 +42,13 @@ def norm_conv2d(
         moments: Mean and variance of the channels of x, ``(M, C_in)``, if they are known.
 
     Returns:
-        The result, and mean and variance of its channels.
+        The result, mean and variance of its channels, and x for what else takes it.
     """
     before = None if norm is None else _norm(norm, relu, moments)
     result = ops.norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
     if norm is not None and result.input_moments is not None:
         norm.track(*result.input_moments, count=x[0, :, 0].numel())
-    return result.y, result.moments
+    return result.y, result.moments, result.x
 
 
 def why_not_conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tensor | None) -> str | None:

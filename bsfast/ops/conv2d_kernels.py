@@ -37,15 +37,18 @@ def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
 
 
-def input_grad(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:
-    """Gradient with respect to the input."""
+def input_grad(
+    grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any, residual: Tensor | None = None
+) -> Tensor:
+    """Gradient with respect to the input, and a residual added to it if one is given."""
     chosen = plan.conv2d_input_grad(problem(grad, input_size, weight.shape, *geometry))
     if chosen.algorithm == "native":
         out = _empty(input_size, grad)
-        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry, winograd=chosen.tile)
+        around = {"winograd": chosen.tile, "residual": None if residual is None else in_order_of(residual, grad)}
+        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry, **around)
         return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
-    return _ordered(x_grad, grad)
+    return _ordered(x_grad if residual is None else x_grad + residual, grad)
 
 
 def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:  # noqa: ARG001

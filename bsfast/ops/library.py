@@ -14,7 +14,10 @@ LIBRARY.define(
     f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}, "
     "Tensor? bias=None, Tensor? residual=None, bool relu=False, Tensor(b!)? mean=None, Tensor(c!)? variance=None) -> ()"
 )
-LIBRARY.define(f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}) -> ()")
+LIBRARY.define(
+    f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, "
+    "Tensor? residual=None) -> ()"
+)
 LIBRARY.define(
     f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}) -> ()"
 )

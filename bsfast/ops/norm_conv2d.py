@@ -45,11 +45,13 @@ class Convolved(NamedTuple):
         y: Shape ``(M, N, C_out, H_out, W_out)``.
         moments: Mean and variance of its channels, ``(M, C_out)``, without gradients.
         input_moments: Those of the input's channels, if it was normalised.
+        x: The input for what else takes it: gradients of that are added to the convolution's as those are stored.
     """
 
     y: Tensor
     moments: Moments
     input_moments: Moments | None
+    x: Tensor
 
 
 def plan_norm_conv2d(
@@ -97,12 +99,12 @@ def norm_conv2d(
         The result with its moments.
     """
     if norm is None:
-        y, *moments = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
-        return Convolved(y, (moments[0], moments[1]), None)
+        y, *moments, x = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
+        return Convolved(y, (moments[0], moments[1]), None, x)
     mean, variance = norm.moments or (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
     operands = (x, weight, bias, norm.weight, norm.bias, (mean, variance, norm.moments is not None))
-    y, *moments = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
-    return Convolved(y, (moments[0], moments[1]), (mean, variance))
+    y, *moments, x = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
+    return Convolved(y, (moments[0], moments[1]), (mean, variance), x)
 
 
 def folded_conv2d(
@@ -143,7 +145,7 @@ class _NormConv2d(torch.autograd.Function):
         eps: float,
         relu: bool,
         geometry: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         coefficients: list[Tensor] = []
         around: dict[str, Any] = {}
         if statistics is not None:
@@ -162,12 +164,17 @@ class _NormConv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, scale, shift, *coefficients)
         ctx.eps, ctx.relu, ctx.geometry = eps, relu, geometry
         ctx.mark_non_differentiable(*moments)
-        return y, moments[0], moments[1]
+        ctx.set_materialize_grads(False)
+        return y, moments[0], moments[1], x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        passed = others[-1]
+        if grad is None:
+            return (passed, *[None] * 8)
         if torch.is_grad_enabled():  # exactly under create_graph
-            return (*_differentiable_grads(ctx, grad), *[None] * 4)
+            first, *rest = _differentiable_grads(ctx, grad)
+            return (first if first is None or passed is None else first + passed, *rest, *[None] * 4)
         x, weight, _bias, scale, shift, *coefficients = ctx.saved_tensors
         needs, geometry = ctx.needs_input_grad, ctx.geometry
         grads: list[Tensor | None] = [None] * 5
@@ -178,14 +185,15 @@ class _NormConv2d(torch.autograd.Function):
             around = {"scale": coefficients[1], "shift": coefficients[2], "rectify": ctx.relu} if coefficients else {}
             grads[1] = conv2d_kernels.weight_grad(x, grad, weight.shape[-2:], *geometry, **around)
         if needs[0] or needs[3] or needs[4]:
-            x_grad = conv2d_kernels.input_grad(grad, weight, x.shape, *geometry)
+            added = None if coefficients else passed
+            x_grad = conv2d_kernels.input_grad(grad, weight, x.shape, *geometry, residual=added)
             grads[0] = x_grad
             if coefficients:
-                mean, *rest = coefficients
-                scale_grad, shift_grad = torch.empty_like(mean), torch.empty_like(mean)
-                own = (x_grad, mean, *rest, x_grad, scale_grad, shift_grad)
+                scale_grad, shift_grad = (torch.empty_like(coefficients[0]) for _ in range(2))
+                own = (x_grad, *coefficients, x_grad, scale_grad, shift_grad)
                 torch.ops.bsfast.batch_norm_grad_out(x, None, *own, None, ctx.relu)
                 grads[3:] = [None if scale is None else scale_grad, None if shift is None else shift_grad]
+                grads[0] = x_grad if passed is None else x_grad + passed
         return (*grads, *[None] * 4)
 
 

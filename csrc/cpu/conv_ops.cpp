@@ -137,6 +137,17 @@ void check_weight(const char* op, const Tensor& weight, const char* name) {
                   " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
 }
 
+// Checks what is added to a result: it has the result's shape, dtype and order in memory.
+void check_residual(const char* op, const Optional& residual, const Tensor& out) {
+  if (!residual) return;
+  check_size(op, "residual", *residual, Ints(out.sizes().begin(), out.sizes().end()));
+  check_kinds(op, *residual, out, out);
+  if (!residual->is_contiguous() || !out.is_contiguous()) {
+    check_batch_last(*residual, op, "residual");
+    check_batch_last(out, op, "out");
+  }
+}
+
 void check_tile(const char* op, const ConvShape& s, int64_t tile) {
   if (tile == 0) return;
   STD_TORCH_CHECK(tile == 2 || tile == 4, op, ": winograd must be 0, 2 or 4, got ", tile);
@@ -172,15 +183,8 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
   STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance must be given together");
   for (const Optional* t : {&bias, &mean, &variance})
     if (*t) check_channels(op, "bias, mean and variance", **t, s.branches, s.groups * s.out_channels, x.scalar_type());
-  if (residual) {
-    check_size(op, "residual", *residual, result_size(s));
-    check_kinds(op, *residual, x, out);
-  }
+  check_residual(op, residual, out);
   if (out.numel() == 0) return;
-  if (residual) {
-    ConvShape same = s;
-    choose_order(op, same, *residual, "residual", out, "out");
-  }
   choose_order(op, s, x, "x", out, "out");
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
@@ -194,12 +198,13 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
 }
 
 void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out, Ints stride, Ints padding,
-                           Ints dilation, int64_t groups, int64_t winograd) {
+                           Ints dilation, int64_t groups, int64_t winograd, const Optional& residual) {
   constexpr const char* op = "conv2d_input_grad_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, out.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_kinds(op, grad, weight, out);
+  check_residual(op, residual, out);
   if (out.numel() == 0) return;
   if (s.shared_input) {
     // Summed over branches: their channels are those of one branch, which batch-last memory holds side by side.
@@ -215,7 +220,8 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_convolution<T>(op, s, true, winograd, {data<T>(grad), data<T>(weight), result<T>(out), {}, {}}, {}, {});
+    const Epilogue<T> after{nullptr, data_or_null<T>(residual), false, nullptr};
+    run_convolution<T>(op, s, true, winograd, {data<T>(grad), data<T>(weight), result<T>(out), {}, after}, {}, {});
   };
   grad.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bsfast
 from bsfast.fuse.function_rules import as_written
@@ -192,6 +193,53 @@ def test_double_backward_through_a_chain_in_train_mode_updates_statistics_once()
         results.append((grad, second))
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-8)
     assert net.get_submodule("bn").num_batches_tracked.tolist() == [1, 1, 1]
+
+
+class Skips(nn.Module):
+    """Values that a convolution takes, and others after it or before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(6)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3) for _ in range(6)])
+
+    def forward(self, x):
+        z = self.norms[0](self.convs[0](x)).relu()
+        y = self.norms[1](self.convs[1](z)).relu()
+        z = (self.norms[2](self.convs[2](y)) + z).relu()
+        left, right = self.norms[3](self.convs[3](z)), self.norms[4](self.convs[4](z))
+        z = (left + right).relu()
+        before = z.sum(1, keepdim=True)
+        unused = self.norms[5](self.convs[5](z))
+        return before, z * 2, unused.detach()
+
+
+def test_gradients_of_a_skip_are_added_in_the_convolution():
+    torch.manual_seed(0)
+    modules = [Skips().double() for _ in range(3)]
+    net, truth = bsfast.fuse(copy.deepcopy(modules)), ReferenceBranched(modules)
+    x = torch.randn(17, 3, 6, 5, dtype=torch.float64)
+    added = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor} and args[0].dim() == 5:
+                added.append(args[0].shape)
+            return function(*args, **kwargs or {})
+
+    grads = []
+    for module in (net, truth):
+        own = x.clone().requires_grad_()
+        before, z, _ = module.branch_outputs(own)
+        loss = before.square().sum() + z.square().sum()
+        (first,) = torch.autograd.grad(loss, own, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), own, retain_graph=True)
+        with Watch():
+            loss.backward()
+        grads.append((own.grad, first, second))
+        if module is net:
+            assert len(added) == 1  # of the value that was used before a convolution took it
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-8, atol=1e-8)
 
 
 def test_errors_in_a_chain_name_the_normalisation():

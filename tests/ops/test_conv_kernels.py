@@ -273,3 +273,28 @@ for name in TRIPLE:
 def test_conv_kernels_unknown_instruction_set():
     done = in_another_process(UNKNOWN, BSFAST_ISA="sse9")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", [0, 2, 4])
+@pytest.mark.parametrize("case", [case for case in BOTH_ORDERS if "conv2d_input_grad" in case.own_kernels], ids=str)
+def test_input_grad_adds_a_residual(case, tile, dtype):
+    winograd = case.kernel == (3, 3) and case.stride == case.dilation == (1, 1) and max(case.padding) <= 2
+    if tile and not (winograd and case.order == "batch_last"):
+        pytest.skip("no kernel by tiles")
+    grad, weight, truth = case.problem("conv2d_input_grad", dtype)
+    residual = in_order(torch.randn(truth.shape, dtype=dtype), case.order)
+    out = in_order(torch.full(truth.shape, torch.nan, dtype=dtype), case.order)
+    around = {"winograd": tile, "residual": residual}
+    torch.ops.bsfast.conv2d_input_grad_out(grad, weight, out, *case.geometry.values(), **around)
+    assert_close(out, truth + residual, case.sum_length * (1 if tile == 0 else 100))
+
+
+def test_input_grad_refuses_residuals():
+    call = torch.ops.bsfast.conv2d_input_grad_out
+    with pytest.raises(RuntimeError, match=r"residual must have shape \(2, 3, 4, 6, 5\), got \(2, 3, 4, 6, 4\)"):
+        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X[..., :4])
+    with pytest.raises(RuntimeError, match="residual must be batch-last in memory"):
+        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X.contiguous())
+    with pytest.raises(RuntimeError, match="all tensors must have one dtype"):
+        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X.double())
