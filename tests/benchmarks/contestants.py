@@ -12,9 +12,10 @@ from tests.benchmarks.grouped import Grouped
 from tests.benchmarks.network_case import NetworkCase
 
 OWN = "bsfast"
+TILES = f"{OWN}, 4x4 tiles"
 COMPILED = "torch.compile of the loop"
 LAST = ", channels_last"
-CONTESTANTS = (OWN, "loop", f"loop{LAST}", "grouped", f"grouped{LAST}", "torch.func.vmap")
+CONTESTANTS = (OWN, TILES, "loop", f"loop{LAST}", "grouped", f"grouped{LAST}", "torch.func.vmap")
 
 
 class Vmapped(nn.Module):
@@ -50,8 +51,10 @@ class Contestant:
 
     def __init__(self, name: str, case: NetworkCase) -> None:
         branches = case.make_branches()
+        self.tile = 4 if name == TILES else 2
         makers: dict[str, Callable[[], nn.Module]] = {
             OWN: lambda: bsfast.fuse(branches),
+            TILES: lambda: bsfast.fuse(branches),
             "loop": lambda: ReferenceBranched(branches),
             "grouped": lambda: Grouped(branches, case.shared),
             "torch.func.vmap": lambda: Vmapped(branches),
@@ -67,8 +70,9 @@ class Contestant:
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
 
     def ready(self, phase: str) -> None:
-        """Put the network into the mode of a phase, which is not timed."""
+        """Put the network into the mode of a phase, and the process into that of the contestant, which is not timed."""
         self.net.train(phase == "step")
+        bsfast.ops.set_winograd_tile(self.tile)
 
     def forward(self) -> Tensor:
         """Return f(x), without gradients."""

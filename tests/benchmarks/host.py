@@ -16,7 +16,11 @@ def describe_host() -> dict[str, Any]:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(("MALLOC_", "OMP_"))]
+    settings = [
+        f"{key}={value}"
+        for key, value in sorted(os.environ.items())
+        if key.startswith(("MALLOC_", "GLIBC_TUNABLES", "OMP_"))
+    ]
     return {
         "machine": f"{names[0] if names else platform.processor()}, {os.cpu_count()} CPUs",
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.benchmarks.contestants import COMPILED, CONTESTANTS, Contestant
 from tests.benchmarks.host import describe_host, why_busy
@@ -86,10 +87,13 @@ def run_round(contestants: dict[str, Contestant], times: dict[str, dict[str, lis
 
 def largest_difference(contestants: dict[str, Contestant]) -> float:
     """Return the largest difference of outputs in evaluation mode, as a part of the loop's largest; NaN stays NaN."""
-    for contestant in contestants.values():
+
+    def output(contestant: Contestant) -> Tensor:
         contestant.ready("forward")
-    truth = contestants["loop"].forward()
-    differences = [(contestant.forward() - truth).abs().max() for contestant in contestants.values()]
+        return contestant.forward()
+
+    truth = output(contestants["loop"])
+    differences = [(output(contestant) - truth).abs().max() for contestant in contestants.values()]
     return (torch.stack(differences).max() / truth.abs().max()).item()
 
 

@@ -15,6 +15,7 @@ from tests.benchmarks.network_case import PHASES, NetworkCase
 ROOT = Path(__file__).parent.parent.parent
 PATH = Path(__file__).parent / "records" / "networks.json"
 MALLOCS = ("tuned", "default")
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")
 MOST_BYTES = 8 * 2**30
 WORKS = (*PHASES, "memory")
 
@@ -23,9 +24,9 @@ def environment_of(malloc: str) -> dict[str, str]:
     """Return the environment of the Makefile's measurements; with the default malloc, without its settings of it."""
     line = re.search(r"(?m)^FAST := (.*)$", (ROOT / "Makefile").read_text())
     assert line, "the Makefile must define FAST"
-    settings = dict(setting.split("=") for setting in line[1].split())
-    own = {key: value for key, value in settings.items() if malloc == "tuned" or not key.startswith("MALLOC_")}
-    return {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "OMP_"))} | own
+    settings = dict(setting.split("=", 1) for setting in line[1].split())
+    own = {key: value for key, value in settings.items() if malloc == "tuned" or not key.startswith(ALLOCATOR)}
+    return {key: value for key, value in os.environ.items() if not key.startswith((*ALLOCATOR, "OMP_"))} | own
 
 
 def measure_apart(malloc: str, case: NetworkCase, **order: Any) -> dict[str, Any]:

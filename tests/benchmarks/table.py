@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
 
+from tests.benchmarks.contestants import OWN, TILES
 from tests.benchmarks.network_record import MALLOCS
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -42,7 +43,7 @@ def best(results: dict[str, dict[str, Any]], key: str, accept: Callable[[str], b
 
 
 def is_own(name: str) -> bool:
-    return name in {"bsfast", "kernel"} or name.startswith("conv2d")
+    return name in {OWN, TILES} or name.startswith(("conv2d", "kernel"))
 
 
 def cells(own: Best, stock: Best, unit: str, share: float | None = None) -> list[str]:
@@ -88,12 +89,15 @@ def network_cells(work: dict[str, Any], kind: str) -> list[str]:
         return [work["skipped"], ""]
     key, unit = ("peak_mib", "MiB") if kind == "memory" else ("median_ms", "ms")
     results = {malloc: entry["results"] for malloc, entry in work.items()}
-    own = best(results, key, is_own)
+    own = best(results, key, lambda name: name == OWN)
     share = None
     if kind != "memory":
         entry = work[own.malloc]
         share = entry["gflop"] / max(entry["peak_gflops"]) / (1e-3 * own.value)
-    return cells(own, best(results, key, lambda name: not is_own(name)), unit, share)
+    first, *others = cells(own, best(results, key, lambda name: not is_own(name)), unit, share)
+    if TILES in results[own.malloc]:
+        first += f"; by 4x4 tiles {number(best(results, key, lambda name: name == TILES).value)} {unit}"
+    return [first, *others]
 
 
 def convolutions(records: dict[str, dict[str, Any]]) -> list[str]:

@@ -5,8 +5,8 @@ float32, M=16 branches, N=128 samples. Every contestant gets its operands in the
 conversion is never timed. Contestants take turns, 20 times after 3 rounds of warm-up; medians and quartiles are in the
 record, one file for each setting of the allocator (``make bench`` sets it so that glibc keeps large blocks, plain
 pytest does not). All multiply-adds count, those with padding too. The limit is the best of 20 runs of multiply-adds in
-registers, half before and half after; the best run of the kernel is compared to it. On a machine that other processes
-use, the test skips and records nothing.
+registers, half before and half after; the best run of the direct kernel is compared to it. On a machine that other
+processes use, the test skips and records nothing.
 """
 
 import json
@@ -81,6 +81,9 @@ def contestants(name: str, case: ConvCase) -> Contestants:
         "grouped": lambda: stock(*merged, groups=BRANCHES),
         "grouped, channels_last": lambda: stock(*merged_last, groups=BRANCHES),
     }
+    if case.kernel == (3, 3) and case.stride == (1, 1):
+        works["kernel, 2x2 tiles"] = lambda: kernel(a, b, out, *geometry, winograd=2)
+        works["kernel, 4x4 tiles"] = lambda: kernel(a, b, out, *geometry, winograd=4)
     if name == "conv2d":
         vmapped = torch.func.vmap(lambda x, weight: F.conv2d(x, weight, None, *loop_geometry))
         works["torch.func.vmap"] = lambda: vmapped(x, weight)

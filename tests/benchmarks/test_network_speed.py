@@ -17,12 +17,12 @@ import shutil
 import pytest
 
 from bsfast.ops.backend import native_why_not
-from tests.benchmarks.contestants import CONTESTANTS
+from tests.benchmarks.contestants import CONTESTANTS, TILES
 from tests.benchmarks.host import why_busy
 from tests.benchmarks.network_case import PHASES, NetworkCase
 from tests.benchmarks.network_record import MALLOCS, measure_apart, save, save_skipped, why_skipped
 
-SECONDS = 30  # for the rounds of a case under one setting
+SECONDS = 12  # for the rounds of a case under one setting
 WHY_NOT = native_why_not("cpu")
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"no own CPU kernels: {WHY_NOT}")
 
@@ -79,7 +79,7 @@ def test_network_memory(benchmark, capsys, case, malloc):
         pytest.skip("needs too much memory")
 
     def measure_all():
-        return {name: measure_apart(malloc, case, measure="memory", name=name) for name in CONTESTANTS}
+        return {name: measure_apart(malloc, case, measure="memory", name=name) for name in CONTESTANTS if name != TILES}
 
     results = benchmark.pedantic(measure_all, rounds=1)
     hosts = [result.pop("host") for result in results.values()]
