@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "OMP_")  # what environment variables that matter begin with
 QUIET = 0.8  # a measured peak below this part of the expected one means that other processes take the cores
 
 
@@ -16,11 +17,7 @@ def describe_host() -> dict[str, Any]:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    settings = [
-        f"{key}={value}"
-        for key, value in sorted(os.environ.items())
-        if key.startswith(("MALLOC_", "GLIBC_TUNABLES", "OMP_"))
-    ]
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith(SETTINGS)]
     return {
         "machine": f"{names[0] if names else platform.processor()}, {os.cpu_count()} CPUs",
         "capability": torch.backends.cpu.get_cpu_capability(),
