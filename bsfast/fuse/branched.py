@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 from bsfast.fuse.arguments import Arguments, Key, key_of
 from bsfast.fuse.assemble import build_tree, drop_constants, make_program, warn_vmapped
+from bsfast.fuse.layer_jacobian import LayerJacobian
+from bsfast.fuse.piecewise import Tail, tails
 from bsfast.fuse.program import Program
 from bsfast.fuse.report import Report, Spec, describe
 from bsfast.fuse.supported import check_train
@@ -102,6 +104,32 @@ class Branched(StackedModule):
         else:
             constants = self._arguments.default_constants()
         return describe(self, self._program(constants), known)
+
+    def piecewise_linear_from(self, names: Sequence[str], *inputs: Any) -> dict[str, Tail]:
+        """Prove from the traced graph what the network is as a function of single parameters.
+
+        Args:
+            names: Names of parameters.
+            *inputs: What one branch takes, shared by all branches; only shapes, dtypes and devices matter.
+
+        Returns:
+            By name, whether the network is piecewise linear in the parameter and treats samples apart, and why.
+        """
+        values, constants = self._arguments.bind(inputs, False, {}, self.num_branches)
+        return tails(self, self._program(constants), names, values)
+
+    def weight_jacobian(self, layers: dict[str, str], *inputs: Any) -> LayerJacobian:
+        """Run the network once, and keep what gradients of parameters for every sample need.
+
+        Args:
+            layers: For each wanted parameter the path of the one layer that reads it, as
+                :meth:`piecewise_linear_from` says.
+            *inputs: What one branch takes, shared by all branches.
+
+        Returns:
+            A function from cotangents to gradients.
+        """
+        return LayerJacobian(self, layers, inputs)
 
     def _run(self, inputs: tuple[Any, ...], per_branch: bool | Sequence[bool], named: dict[str, Any]) -> Any:
         values, constants = self._arguments.bind(inputs, per_branch, named, self.num_branches)

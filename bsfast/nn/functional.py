@@ -40,7 +40,7 @@ def conv2d(
     if unbatched:
         x = x.unsqueeze(batch_axis)
     if isinstance(padding, str):
-        x, padding = _pad_by_name(x, padding, weight, stride, dilation)
+        x, padding = pad_by_name(x, padding, weight, stride, dilation)
     y = ops.conv2d(
         x, weight, stride=_as_pair(stride), padding=_as_pair(padding), dilation=_as_pair(dilation), groups=groups
     )
@@ -53,7 +53,8 @@ def _as_pair(value: Size) -> int | tuple[int, int]:
     return value if isinstance(value, int) else (value[0], value[-1])
 
 
-def _pad_by_name(x: Tensor, padding: str, weight: Tensor, stride: Size, dilation: Size) -> tuple[Tensor, Size]:
+def pad_by_name(x: Tensor, padding: str, weight: Tensor, stride: Size, dilation: Size) -> tuple[Tensor, Size]:
+    """Pad as ``padding="same"`` or ``"valid"`` says; returns the padded input and what is left to pad."""
     if padding == "valid":
         return x, 0
     if padding != "same" or _as_pair(stride) not in {1, (1, 1)}:
