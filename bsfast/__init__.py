@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsfast import analysis, layout, nn, ops, plotting, reference, toy
+    from bsfast import analysis, hessian, layout, nn, ops, plotting, reference, toy
     from bsfast.fuse import Branched, fuse, register_rule, unfuse
     from bsfast.memory import keep_freed_memory
 
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "analysis",
     "fuse",
+    "hessian",
     "keep_freed_memory",
     "layout",
     "nn",
