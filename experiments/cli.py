@@ -14,6 +14,7 @@ from experiments import demo, figure
 from experiments.classifier import command as classifier
 from experiments.common.interrupt import Stopped
 from experiments.common.report import write_report
+from experiments.hessian import command as hessian
 from experiments.toy import command as toy
 
 _FIGURES = """\
@@ -21,6 +22,7 @@ figures of the paper (arXiv 2206.05810); each also by its number, as in: python 
   1            toy          the branched network, drawn
   2, 3, 4      toy          branches compete for the points of a toy problem
   5 left, 17   classifier   active and silent branches, outputs, covariances against M (--all-m)
+  5 right      hessian      Hessian of the first layer before and after training, of a classifier that is there
   5 middle, 6  classifier   covariance of the branches, and what each says about each image
   7            classifier   confidence of each branch in the true class
   8, 16        classifier   the images that two branches are surest of
@@ -28,7 +30,13 @@ figures of the paper (arXiv 2206.05810); each also by its number, as in: python 
 The classifier takes CIFAR-10 from the folder that the environment variable BSFAST_DATA names (default ./data), and
 scikit-learn's digits if there is none. Ctrl-C saves a classifier's training and says how to go on.
 """
-_COMMANDS: dict[str, ModuleType] = {"toy": toy, "classifier": classifier, "demo": demo, "figure": figure}
+_COMMANDS: dict[str, ModuleType] = {
+    "toy": toy,
+    "classifier": classifier,
+    "hessian": hessian,
+    "demo": demo,
+    "figure": figure,
+}
 _STOPPED = 130  # as shells report what Ctrl-C ended
 
 

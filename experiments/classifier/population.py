@@ -57,6 +57,12 @@ class Population:
         """Split ``(all branches, N, C)`` into one ``(M, N, C)`` for each model."""
         return list(outputs.split([model.branches for model in self.models]))
 
+    def branches_of(self, model: Model) -> list[nn.Module]:
+        """Branches of one model, as copies in plain PyTorch."""
+        index = self.models.index(model)
+        start = sum(own.branches for own in self.models[:index])
+        return bsfast.unfuse(self.net)[start : start + model.branches]
+
     def score(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Judge a batch.
 

@@ -9,9 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-import bsfast
 from bsfast import analysis
 from experiments.classifier import claims, measure
 from experiments.classifier.claims import Case, Trained
@@ -53,7 +51,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     dataset = subset(dataset, setup)
     record.metric("data", dataset.note)
     population = Population(setup, len(dataset.classes))
-    initial = _initial_responses(setup, dataset)
+    initial = branch_responses(initial_population(setup, dataset).net, dataset.test_images)
     history = _train(record, population, dataset, setup)
     outputs = branch_responses(population.net, dataset.test_images)
     trained = {
@@ -118,15 +116,24 @@ def _train(record: Run, population: Population, dataset: ImageSet, setup: Setup)
         dataset.train_labels.to(setup.device),
         options=options,
         checkpoint=record.folder / CHECKPOINT,
-        identity=_identity(population.models, dataset, setup),
+        identity=identity(population.models, dataset, setup),
         evaluate=evaluate,
         log=tensorboard_log(record.folder, names) if setup.tensorboard else None,
         name=f"classifier {' '.join(names)}",
     )
 
 
-def _identity(models: Sequence[Model], dataset: ImageSet, setup: Setup) -> dict[str, Any]:
-    """What a checkpoint belongs to; a checkpoint of anything else is refused."""
+def identity(models: Sequence[Model], dataset: ImageSet, setup: Setup) -> dict[str, Any]:
+    """Tell what a checkpoint belongs to; a checkpoint of anything else is refused.
+
+    Args:
+        models: The classifiers.
+        dataset: The images that they are trained on.
+        setup: How.
+
+    Returns:
+        As :func:`experiments.common.checkpoint.load_checkpoint` takes it.
+    """
     images = zlib.crc32(dataset.train_images.numpy().tobytes(), zlib.crc32(dataset.train_labels.numpy().tobytes()))
     return {
         "experiment": "classifier",
@@ -138,29 +145,35 @@ def _identity(models: Sequence[Model], dataset: ImageSet, setup: Setup) -> dict[
     }
 
 
-def _initial_responses(setup: Setup, dataset: ImageSet) -> Tensor:
-    """What all branches say before training, with batch-norm statistics that are the mean over some batches.
+def initial_population(setup: Setup, dataset: ImageSet) -> Population:
+    """Make the models as they are before training, with batch-norm statistics that are the mean over some batches.
 
     Those of a new network, mean 0 and variance 1, would say nothing.
+
+    Args:
+        setup: What to train.
+        dataset: The images that it is trained on.
+
+    Returns:
+        The models, in training mode.
     """
-    net = Population(setup, len(dataset.classes), batchnorm_momentum=None).net.train()
+    population = Population(setup, len(dataset.classes), batchnorm_momentum=None)
+    net = population.net.train()
     generator = torch.Generator().manual_seed(setup.seed)
     images, count = dataset.train_images, min(setup.batch_size, len(dataset.train_images))
     with torch.no_grad():
         for _ in range(_CALIBRATION_BATCHES):
             chosen = torch.randint(len(images), (count,), generator=generator)
             net.branch_outputs(normalise(images[chosen].to(setup.device)))
-    return branch_responses(net, dataset.test_images)
+    return population
 
 
 def _cases(population: Population, trained: dict[Model, Trained], dataset: ImageSet, setup: Setup) -> list[Case]:
-    branches = bsfast.unfuse(population.net)
-    starts = dict(zip(population.models, _starts(population.models), strict=True))
     few = slice(min(_EQUILIBRIUM_IMAGES, len(dataset.train_images)))
     cases = []
     for seed in setup.init_seeds:
         main = Model(setup.branches, seed)
-        own = [branch.cpu() for branch in branches[starts[main] : starts[main] + main.branches]]
+        own = [branch.cpu() for branch in population.branches_of(main)]
         cases.append(
             Case(
                 models={model.branches: result for model, result in trained.items() if model.seed == seed},
@@ -179,11 +192,6 @@ def _gallery(dataset: ImageSet) -> list[int]:
     """Classes of Figure 8 among those with some test images; the first three where those of the paper are not there."""
     usable = [label for label in range(len(dataset.classes)) if (dataset.test_labels == label).sum() >= _GALLERY_LEAST]
     return [label for name in _GALLERY for label in usable if dataset.classes[label] == name] or usable[:3]
-
-
-def _starts(models: Sequence[Model]) -> list[int]:
-    """Index of each model's first branch."""
-    return [sum(model.branches for model in models[:index]) for index in range(len(models))]
 
 
 def _record_model(record: Run, model: Model, trained: Trained, dataset: ImageSet, history: History, index: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ def save_checkpoint(path: Path, state: dict[str, Any], identity: dict[str, Any])
         raise RuntimeError(f"save_checkpoint: {path} could not be written ({error}); {kept}") from error
 
 
-def load_checkpoint(path: Path, identity: dict[str, Any], *, device: str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, identity: dict[str, Any], *, device: str = "cpu", ignore: Collection[str] = ()
+) -> dict[str, Any]:
     """Read a checkpoint of this identity; nothing in it is executed.
 
     Args:
         path: The file.
         identity: As it was saved.
         device: Where the tensors go.
+        ignore: Keys of the identity that are not compared.
 
     Returns:
         The state.
@@ -70,7 +74,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any], *, device: str = "cpu"
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"load_checkpoint: {path} must be a {_FORMAT!r}, got {found!r}")
     theirs = content["identity"]
-    for name in sorted(identity.keys() | theirs.keys()):
+    for name in sorted((identity.keys() | theirs.keys()) - set(ignore)):
         if theirs.get(name) != identity.get(name):
             raise ValueError(
                 f"load_checkpoint: {path} belongs to another training: its {name} is {theirs.get(name)!r}, "
