@@ -1,0 +1,1 @@
+"""Synthetic images that are exact sums of known layers."""
