@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from experiments.classifier.model import WIDTHS
+from experiments.common.device import half_precision
 
 ALL_M = (2, 4, 8, 16, 32)
 
@@ -152,12 +153,5 @@ def choose(budget: str, given: dict[str, Any], *, train_images: int, test_images
             "add --device cpu, or take --budget cpu"
         )
     if choices.get("precision") == "half":
-        choices["precision"] = "fp32" if choices["device"] == "cpu" else "bf16" if _has_bf16() else "fp16"
+        choices["precision"] = half_precision(choices["device"])
     return Setup(budget=budget, **choices)
-
-
-def _has_bf16() -> bool:
-    """Whether the CUDA device computes in bfloat16; PyTorch emulates it slowly on Volta and Turing."""
-    import torch
-
-    return torch.cuda.get_device_capability()[0] >= 8

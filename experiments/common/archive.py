@@ -37,7 +37,7 @@ _OPENERS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
 }
 
 
-def load_archive(path: Path, image_size: int) -> Arrays:
+def load_archive(path: Path, image_size: int, *, resize: bool = False) -> Arrays:
     """Read an archive's images, from the cache if it holds them.
 
     The cache file is named by the archive's place, size, times and inode; one that is damaged is written anew, and one
@@ -46,6 +46,7 @@ def load_archive(path: Path, image_size: int) -> Arrays:
     Args:
         path: A ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file.
         image_size: Height and width that every image must have, in pixels.
+        resize: Whether larger images are cut to a square and scaled to that size.
 
     Returns:
         The image set.
@@ -53,10 +54,10 @@ def load_archive(path: Path, image_size: int) -> Arrays:
     Raises:
         ValueError: If the archive is damaged, or is not one of class folders with whole images of the size.
     """
-    cache = _cache_file(path, image_size)
+    cache = _cache_file(path, image_size, resize=resize)
     arrays = _read_cache(cache, image_size)
     if arrays is None:
-        arrays = _decode_archive(path, image_size)
+        arrays = _decode_archive(path, image_size, resize=resize)
         _write_cache(cache, arrays)
     return arrays
 
@@ -179,19 +180,19 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, source: str)
     return archive.extractfile(member).read()
 
 
-def _decode_archive(path: Path, image_size: int) -> Arrays:
+def _decode_archive(path: Path, image_size: int, *, resize: bool) -> Arrays:
     collector = Collector(f"load_archive: {path.name}")
     for name, content in read_archive(path, is_image):
         if content is None:
             collector.add_folder(name)
         else:
-            collector.add(name, decode(content, f"{name} in {path.name}", image_size))
+            collector.add(name, decode(content, f"{name} in {path.name}", image_size, resize=resize))
     return collector.arrays()
 
 
-def _cache_file(path: Path, image_size: int) -> Path:
+def _cache_file(path: Path, image_size: int, *, resize: bool = False) -> Path:
     status = path.stat()
-    place = _digest(str(path.resolve()), image_size)
+    place = _digest(str(path.resolve()), image_size, *(["resized"] if resize else []))
     state = _digest(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, _CACHE_FORMAT)
     return _cache_folder(path.parent) / f"{path.name.partition('.')[0]}-{place}-{state}.npz"
 

@@ -81,7 +81,7 @@ def find_dataset(image_size: int = 32) -> ImageSet:
     return load_digits(image_size)
 
 
-def load_dataset(path: Path | str, image_size: int = 32) -> ImageSet:
+def load_dataset(path: Path | str, image_size: int = 32, *, resize: bool = False) -> ImageSet:
     """Load the image set at a path.
 
     Args:
@@ -89,6 +89,7 @@ def load_dataset(path: Path | str, image_size: int = 32) -> ImageSet:
             folder ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), or ``<class>/*`` (a fixed fifth of
             each class becomes the test set); or a tar archive of such a folder.
         image_size: Height and width that every image must have, in pixels.
+        resize: Whether larger images are cut to a square and scaled to that size.
 
     Returns:
         The image set.
@@ -108,12 +109,12 @@ def load_dataset(path: Path | str, image_size: int = 32) -> ImageSet:
             )
         if path.name.startswith(_CIFAR_ARCHIVE):
             return _load_cifar_archive(path, image_size)
-        return _image_set(load_archive(path, image_size), path.name)
+        return _image_set(load_archive(path, image_size, resize=resize), path.name)
     if path.name == _CIFAR_FOLDER:
         return _load_cifar(path.parent, image_size)
     if (path / _CIFAR_FOLDER).is_dir():
         return _load_cifar(path, image_size)
-    return _image_set(_read_folder(path, image_size), path.name)
+    return _image_set(_read_folder(path, image_size, resize=resize), path.name)
 
 
 def load_digits(image_size: int = 32) -> ImageSet:
@@ -201,7 +202,7 @@ def _load_cifar_archive(path: Path, image_size: int) -> ImageSet:
         return _load_cifar(target.parent, image_size, path.name)
 
 
-def _read_folder(folder: Path, image_size: int) -> Arrays:
+def _read_folder(folder: Path, image_size: int, *, resize: bool) -> Arrays:
     def name(entry: Path) -> PurePosixPath:
         return PurePosixPath(entry.relative_to(folder).as_posix())
 
@@ -212,7 +213,7 @@ def _read_folder(folder: Path, image_size: int) -> Arrays:
     entries = sorted(entry for root in roots for entry in root.glob("*/**/*"))
     files = [entry for entry in entries if is_image(name(entry)) and entry.is_file()]
     for file in tqdm(files, desc=f"decoding {folder.name}", disable=None):
-        collector.add(name(file), decode(file.read_bytes(), str(name(file)), image_size))
+        collector.add(name(file), decode(file.read_bytes(), str(name(file)), image_size, resize=resize))
     return collector.arrays()
 
 

@@ -43,8 +43,8 @@ def is_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() in SUFFIXES and not _is_hidden(path)
 
 
-def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
-    """Decode one image file of a known size.
+def decode(content: bytes, name: str, image_size: int, *, resize: bool = False) -> np.ndarray:
+    """Decode one image file of a known size, or of any.
 
     Format, size and mode are checked from the header, before any pixel is decoded. Transparency is dropped; more than
     eight bits a channel are refused, since Pillow would clip them.
@@ -53,12 +53,14 @@ def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
         content: The file's bytes.
         name: What errors call the file.
         image_size: Height and width that the image must have, in pixels.
+        resize: Whether an image of another size has its largest central square scaled to that size, by Lanczos' filter;
+            one that is smaller is refused.
 
     Returns:
         RGB pixels, uint8, shape ``(3, H, W)``.
 
     Raises:
-        ValueError: If the file is not a whole image of :data:`FORMATS` and :data:`MODES`, or has another size.
+        ValueError: If the file is not a whole image of :data:`FORMATS` and :data:`MODES`, or its size is refused.
     """
     try:
         with warnings.catch_warnings():
@@ -68,13 +70,14 @@ def decode(content: bytes, name: str, image_size: int) -> np.ndarray:
                 (width, height), mode = image.size, image.mode
                 if (width, height) == (image_size, image_size) and mode in MODES:
                     return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
+                if resize and min(width, height) >= image_size and mode in MODES:
+                    return _resized(image, image_size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"decode: {name} must be a whole image file, got {type(error).__name__}: {error}") from error
     if mode not in MODES:
         raise ValueError(f"decode: {name} must have one of the modes {', '.join(MODES)}, got {mode}")
-    raise ValueError(
-        f"decode: {name} must be {image_size} x {image_size} pixels, got {width} x {height} (width x height)"
-    )
+    wanted = f"at least {image_size} x {image_size}" if resize else f"{image_size} x {image_size}"
+    raise ValueError(f"decode: {name} must be {wanted} pixels, got {width} x {height} (width x height)")
 
 
 class Collector:
@@ -172,6 +175,16 @@ class Collector:
         missing = sorted("/".join(filter(None, pair)) for pair in expected - present)
         if missing:
             raise ValueError(f"{self.source}: each class folder must hold images, got none in {', '.join(missing)}")
+
+
+def _resized(image: Image.Image, image_size: int) -> np.ndarray:
+    image.draft("RGB", (2 * image_size, 2 * image_size))  # a JPEG is decoded no larger than needed
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.convert("RGB").crop((left, top, left + side, top + side))
+    small = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    return np.asarray(small, dtype=np.uint8).transpose(2, 0, 1)
 
 
 def _is_hidden(path: PurePosixPath) -> bool:

@@ -8,14 +8,14 @@ from typing import Any
 
 
 def tensorboard_log(folder: Path, names: Sequence[str]) -> Callable[[dict[str, Any]], None]:
-    """Open TensorBoard logs, one run a model, in ``folder/tensorboard``.
+    """Open TensorBoard logs, one run a model, in ``folder/tensorboard``, by epoch or, where there is none, by step.
 
     Args:
         folder: Where the logs go.
         names: One name a model.
 
     Returns:
-        A function that adds an epoch's entry, as :func:`experiments.common.training.train` hands it out.
+        A function that adds an entry, as the training loops hand it out.
 
     Raises:
         RuntimeError: If the package ``tensorboard`` is not installed.
@@ -31,7 +31,7 @@ def tensorboard_log(folder: Path, names: Sequence[str]) -> Callable[[dict[str, A
             for score, value in entry.items():
                 number = value[index] if isinstance(value, list) else value
                 if score not in {"epoch", "steps"}:
-                    writer.add_scalar(score, number, entry["epoch"])
+                    writer.add_scalar(score, number, entry.get("epoch", entry["steps"]))
             writer.flush()
 
     return log

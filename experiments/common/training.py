@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from experiments.common.augment import augment, normalise
 from experiments.common.checkpoint import load_checkpoint, save_checkpoint
 from experiments.common.interrupt import Stopped, stop_request
+from experiments.common.streams import stream
 
 Scores = dict[str, Tensor]
 _ORDER, _AUGMENTATION = 0, 1
@@ -196,7 +196,7 @@ class _Training:
                 return
             epoch, index = divmod(history.steps, self.steps_per_epoch)
             if order is None or index == 0:
-                order = torch.randperm(len(self.images), generator=_generator(options.seed, _ORDER, epoch))
+                order = torch.randperm(len(self.images), generator=stream(options.seed, _ORDER, epoch))
             rate = options.lr * schedule(progress, warmup=options.warmup)
             self._step(order[index * self.batch_size : (index + 1) * self.batch_size], rate)
             history.steps += 1
@@ -211,7 +211,7 @@ class _Training:
 
     def _step(self, indices: Tensor, rate: float) -> None:
         options = self.options
-        generator = _generator(options.seed, _AUGMENTATION, self.history.steps)
+        generator = stream(options.seed, _AUGMENTATION, self.history.steps)
         indices = indices.to(self.device)
         batch = normalise(augment(self.images[indices], generator=generator, pad=options.pad, flip=options.flip))
         for group in self.optimizer.param_groups:
@@ -339,12 +339,6 @@ def branch_responses(net: nn.Module, images: Tensor, *, batch_size: int = 500) -
         parts = [net.branch_outputs(normalise(batch.to(device))).float().cpu() for batch in images.split(batch_size)]
     net.train(was_training)
     return torch.cat(parts, dim=1)
-
-
-def _generator(*words: int) -> torch.Generator:
-    """A stream of random numbers of its own for each combination of words."""
-    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def _line(entry: dict[str, Any], epochs: int) -> str:
