@@ -11,6 +11,7 @@ from types import ModuleType
 
 from bsfast import keep_freed_memory
 from experiments import demo, figure
+from experiments.class_transfer import command as class_transfer
 from experiments.classifier import command as classifier
 from experiments.common.interrupt import Stopped
 from experiments.common.report import write_report
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "toy": toy,
     "classifier": classifier,
     "hessian": hessian,
+    "class-transfer": class_transfer,
     "demo": demo,
     "figure": figure,
 }

@@ -1,0 +1,200 @@
+"""Train a class transfer and record what it came to: checkpoint, samples, exactness of the decomposition."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.class_transfer import draw, measure
+from experiments.class_transfer.augment import to_signal
+from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
+from experiments.class_transfer.model import CHECKPOINT, make_players
+from experiments.class_transfer.setup import Setup
+from experiments.class_transfer.training import History, Options, Players, full_identity, train
+from experiments.class_transfer.warm_start import warm_start
+from experiments.common.atomic import write_atomically
+from experiments.common.data import ImageSet
+from experiments.common.record import Run
+from experiments.common.tensorboard import tensorboard_log
+
+_EXACT = 1e-5
+_SMOOTH = 0.5
+_ROWS = 8  # of a sheet of samples
+_FIGURE_ROWS, _FIGURE_PIXELS = 4, 64  # a figure's data is text
+_MEASURED_IMAGES = 200
+_SHOWN_SHARE = 0.995  # of a branch's pixels that are within the colour range
+_TRAINING = (
+    *("steps", "batch_size", "accumulation", "lr", "weight_decay", "r1", "average_decay", "time_limit", "seed"),
+    *("precision", "save_seconds", "report_steps"),
+)
+
+
+def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
+    """Train both players, then record samples, metrics and claims.
+
+    Training continues from ``checkpoint.pt`` in the run's folder if that is there. Sheets of samples go to the folder
+    ``samples``, one every ``report_steps``.
+
+    Args:
+        record: Gets the results.
+        dataset: Images of the setup's size.
+        setup: What to train.
+
+    Raises:
+        ValueError: If the checkpoint is not this run's.
+        RuntimeError: If a loss stops being finite, or a checkpoint cannot be written.
+        Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    record.metric("data", dataset.note)
+    record.metric("classes", dataset.classes)
+    players = make_players(setup, len(dataset.classes))
+    record.metric(
+        "parameters",
+        {
+            "branch": _count(players.decomposer.branches) // setup.branches,
+            "smoother": _count(players.decomposer.smoother),
+            "discriminator": _count(players.discriminator),
+        },
+    )
+    if setup.warm_start and not (record.folder / CHECKPOINT).exists():
+        _warm_start(players, dataset, setup)
+    history = _train(record, players, dataset, setup)
+    record.metric("history", history.entries)
+    record.metric("steps", history.steps)
+    record.metric("ended_by", history.ended_by)
+    record.metric("training_seconds", history.seconds)
+    _draw(record, players.average, dataset, setup, history)
+    _judge(record, players.average, dataset, setup)
+
+
+def _warm_start(players: Players, dataset: ImageSet, setup: Setup) -> None:
+    loss = warm_start(
+        players.decomposer.smoother,
+        dataset.train_images,
+        steps=setup.warm_start,
+        sigma=setup.image_size / 16 if setup.sigma is None else setup.sigma,
+        batch_size=setup.batch_size,
+        seed=setup.seed,
+    )
+    players.average.smoother.load_state_dict(players.decomposer.smoother.state_dict())
+    print(f"The smoother imitates the Gaussian to a mean square of {loss:.4g}.")
+
+
+def _train(record: Run, players: Players, dataset: ImageSet, setup: Setup) -> History:
+    options = Options(**{name: getattr(setup, name) for name in _TRAINING})
+    identity = _identity(dataset, setup)
+    record.metric("identity", full_identity(identity, options, len(dataset.train_images)))
+    x, labels = _shown(dataset)
+    folder = record.folder / "samples"
+    folder.mkdir(exist_ok=True)
+
+    def observe(step: int) -> dict[str, float]:
+        parts = decompose_all(players.average, x, labels)
+        images, _ = _columns(players.average, x, labels, dataset.classes, parts)
+        write_atomically(folder / f"step-{step:07d}.png", draw.sheet_png(images))
+        return {"roughness": measure.roughness(parts.R, x)}
+
+    return train(
+        players,
+        dataset.train_images.to(setup.device),
+        dataset.train_labels,
+        options=options,
+        checkpoint=record.folder / CHECKPOINT,
+        identity=identity,
+        observe=observe,
+        log=tensorboard_log(record.folder, ["class-transfer"]) if setup.tensorboard else None,
+        name=f"class transfer, R {setup.smoother}",
+    )
+
+
+def _identity(dataset: ImageSet, setup: Setup) -> dict[str, Any]:
+    """What a checkpoint belongs to; a checkpoint of anything else is refused."""
+    images = zlib.crc32(dataset.train_images.numpy().tobytes(), zlib.crc32(dataset.train_labels.numpy().tobytes()))
+    names = ("image_size", "branches", "smoother", "inputs", "sigma", "velocity", "warm_start", "output_scale")
+    widths = {name: list(getattr(setup, name) or ()) for name in ("widths", "discriminator_widths")}
+    return {
+        "experiment": "class-transfer",
+        "data": f"{dataset.name}, {', '.join(dataset.classes)}, CRC of the training images {images:08x}",
+        **{name: getattr(setup, name) for name in names},
+        **widths,
+    }
+
+
+def _shown(dataset: ImageSet) -> tuple[Tensor, Tensor]:
+    """The first test images, the classes in turn."""
+    order = torch.cat([(dataset.test_labels == label).nonzero()[:_ROWS, 0] for label in range(len(dataset.classes))])
+    rank = torch.cat([torch.arange(_ROWS)[: (dataset.test_labels == c).sum()] for c in range(len(dataset.classes))])
+    chosen = order[rank.argsort(stable=True)][:_ROWS]
+    return to_signal(dataset.test_images[chosen]), dataset.test_labels[chosen]
+
+
+def _columns(
+    decomposer: Decomposer, x: Tensor, labels: Tensor, classes: tuple[str, ...], parts: Decomposition
+) -> tuple[np.ndarray, list[str]]:
+    """Columns of a sheet, uint8 ``(rows, columns, 3, H, W)``, and their names.
+
+    They are x, R, f to every class, and what each branch adds to f of the image's own class, with one gain a branch.
+    """
+    transfers = [decompose_all(decomposer, x, torch.full_like(labels, label)).f for label in range(len(classes))]
+    largest = parts.v.abs().flatten(1)
+    gains = largest.kthvalue(int(_SHOWN_SHARE * (largest.shape[1] - 1)) + 1, dim=1).values.clamp(min=1e-8)
+    drawn = parts.v / gains[:, None, None, None, None]
+    columns = torch.stack([x, parts.R, *transfers, *drawn], dim=1)
+    pixels = ((columns.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    branches = [f"v{index + 1}" for index in range(len(parts.v))]
+    return pixels, ["x", "R", *(f"f, {name}" for name in classes), *branches]
+
+
+def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, history: History) -> None:
+    x, labels = (tensor[:_FIGURE_ROWS] for tensor in _shown(dataset))
+    images, names = _columns(decomposer, x, labels, dataset.classes, decompose_all(decomposer, x, labels))
+    factor = max(1, setup.image_size // _FIGURE_PIXELS)
+    if factor > 1:
+        side = setup.image_size // factor
+        blocks = images.reshape(*images.shape[:3], side, factor, side, factor)
+        images = blocks.mean((4, 6)).round().astype(np.uint8)
+    note = (
+        f"Test images, the averaged generator after {history.steps} steps; budget {setup.budget}, "
+        f"{setup.image_size} x {setup.image_size} pixels, R: {setup.smoother}, branches see the {setup.inputs}. "
+        f"v: what branch k adds to f of the image's own class, each with a gain of its own. Data: {dataset.note}."
+    )
+    record.figure("samples", draw.samples, {"images": images, "names": names}, "Samples", note)
+    entries = [entry for entry in history.entries if "roughness" in entry]
+    if entries:
+        losses = {name: [entry[name] for entry in entries] for name in ("discriminator", "generator", "penalty")}
+        data = {
+            "steps": [entry["steps"] for entry in entries],
+            "losses": losses,
+            "roughness": [entry["roughness"] for entry in entries],
+        }
+        note = "Means since the point before; the penalty is R1. Roughness: energy of R beyond a Gaussian of 1 pixel."
+        record.figure("training", draw.training, data, "Training", note)
+
+
+def _judge(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
+    """Check on test images that the decomposition is exact, and how smooth R is."""
+    x, labels = to_signal(dataset.test_images[:_MEASURED_IMAGES]), dataset.test_labels[:_MEASURED_IMAGES]
+    parts = decompose_all(decomposer, x, labels)
+    with torch.no_grad():
+        batches = zip(x.split(64), labels.split(64), strict=True)
+        f = torch.cat([decomposer(part.to(setup.device), own.to(setup.device)).cpu() for part, own in batches])
+    output, inputs = measure.output_error(parts, f), measure.input_error(parts, x)
+    rough = measure.roughness(parts.R, x)
+    numbers = {"output_error": output, "input_error": inputs, "roughness": rough, "shares": measure.shares(parts)}
+    record.metric("decomposition", numbers)
+    said = f"largest difference {output:.2g} on {len(x)} test images"
+    record.claim("eq. 15", f"f = R + the sum of all v, to {_EXACT:g}", said, output <= _EXACT)
+    said = "R comes without bands" if inputs is None else f"largest difference {inputs:.2g} on {len(x)} test images"
+    held = None if inputs is None else inputs <= _EXACT
+    record.claim("eq. 16, 17", f"x = R + the sum of all bands, to {_EXACT:g}, after training", said, held)
+    said = f"R is not learnt; its share is {rough:.2g}" if setup.smoother != "learnt" else f"share {rough:.2g}"
+    claim = f"the learnt R is smooth: its energy beyond a Gaussian of 1 pixel is below {_SMOOTH} of the image's"
+    record.claim("Fig. 18 to 20", claim, said, rough < _SMOOTH if setup.smoother == "learnt" else None)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
