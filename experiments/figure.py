@@ -12,7 +12,12 @@ from experiments.common import arguments
 from experiments.common.record import Run
 
 HELP = "one figure of the paper, from the newest run that has it, or from a new run"
-EXPERIMENT = dict.fromkeys((1, 2, 3, 4), "toy") | dict.fromkeys((5, 6, 7, 8, 16, 17), "classifier")
+EXPERIMENT = (
+    dict.fromkeys((1, 2, 3, 4), "toy")
+    | dict.fromkeys((5, 6, 7, 8, 16, 17), "classifier")
+    | dict.fromkeys((9, 10, 11, 13, 14, 15, 18, 19, 20), "class-transfer")
+)
+_FACES = (10, 13)  # figures of data sets of two classes
 _NEED_ALL_M = (5, 17)
 _SIGN = {5: "figure-5-left"}  # a run without it lacks the models that the figure needs
 
@@ -85,9 +90,10 @@ def find(out: Path, number: int) -> Run | None:
 def words_of_a_run(parsed: argparse.Namespace) -> list[str]:
     """Command line of a run that makes a figure."""
     words = [EXPERIMENT[parsed.number], "--out", str(parsed.out)]
-    if words[0] == "classifier":
+    if words[0] != "toy":
         words += ["--budget", parsed.budget]
-        words += ["--data", str(parsed.data)] if parsed.data is not None else []
+        data = "faces" if parsed.number in _FACES and parsed.data is None else parsed.data
+        words += ["--data", str(data)] if data is not None else []
         words += ["--all-m"] if parsed.number in _NEED_ALL_M else []
     return words
 

@@ -36,24 +36,26 @@ def sheet_png(images: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def samples(images: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw a sheet with a name above each column.
+def samples(images: np.ndarray, columns: Sequence[str], rows: Sequence[str] | None = None) -> Figure:
+    """Draw a sheet with a name above each column, and before each row where rows have names.
 
     Args:
         images: Pixels, uint8, shape ``(rows, columns, 3, H, W)``.
-        names: One a column.
+        columns: One name each.
+        rows: Likewise.
 
     Returns:
         The figure.
     """
-    rows, columns, _, _, width = images.shape
-    figure = Figure(figsize=(0.85 * columns, 0.85 * rows + 0.3), layout="constrained")
+    down, across, _, height, width = images.shape
+    figure = Figure(figsize=(0.85 * across + 0.4 * bool(rows), 0.85 * down + 0.3), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet(images), interpolation="nearest")
-    axes.set_xticks([column * (width + _GAP) + width / 2 for column in range(columns)], names, fontsize=8)
+    axes.set_xticks([column * (width + _GAP) + width / 2 for column in range(across)], columns, fontsize=8)
     axes.xaxis.tick_top()
+    names = [""] * down if rows is None else rows
+    axes.set_yticks([row * (height + _GAP) + height / 2 for row in range(down)], names, fontsize=8)
     axes.tick_params(length=0)
-    axes.set_yticks([])
     axes.spines[:].set_visible(False)
     return figure
 

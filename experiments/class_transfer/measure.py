@@ -23,6 +23,21 @@ def roughness(R: Tensor, x: Tensor) -> float:
     return (fine[0] / fine[1].clamp(min=torch.finfo(x.dtype).tiny)).mean().item()
 
 
+def low_pass_psnr(f: Tensor, x: Tensor, sigma: float) -> float:
+    """How alike two sets of images are to a Gaussian's eye: PSNR of the smoothed images, in dB.
+
+    Args:
+        f: In -1 to 1, or beyond, shape ``(N, C, H, W)``.
+        x: In -1 to 1, likewise.
+        sigma: Deviation of the Gaussian, in pixels.
+
+    Returns:
+        Mean over the images; the peak is the range of x, which is 2.
+    """
+    square = gaussian_smooth(f - x, sigma).square().flatten(1).mean(1)
+    return (10 * torch.log10(4 / square.clamp(min=torch.finfo(x.dtype).tiny))).mean().item()
+
+
 def output_error(parts: Decomposition, f: Tensor) -> float:
     """Largest difference between the network's output f and ``R + v.sum(0)``."""
     return (f - parts.R - parts.v.sum(0)).abs().max().item()

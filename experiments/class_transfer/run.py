@@ -11,8 +11,11 @@ from torch import Tensor
 
 from experiments.class_transfer import draw, measure
 from experiments.class_transfer.augment import to_signal
+from experiments.class_transfer.classifier import accuracy, train_classifier
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
+from experiments.class_transfer.figures import draw_figures
 from experiments.class_transfer.model import CHECKPOINT, make_players
+from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
 from experiments.class_transfer.training import History, Options, Players, full_identity, train
 from experiments.class_transfer.warm_start import warm_start
@@ -24,9 +27,9 @@ from experiments.common.tensorboard import tensorboard_log
 _EXACT = 1e-5
 _SMOOTH = 0.5
 _ROWS = 8  # of a sheet of samples
-_FIGURE_ROWS, _FIGURE_PIXELS = 4, 64  # a figure's data is text
 _MEASURED_IMAGES = 200
-_SHOWN_SHARE = 0.995  # of a branch's pixels that are within the colour range
+_FAITHFUL = 20.0  # dB
+_CLASS_ACCURACY = 0.8
 _TRAINING = (
     *("steps", "batch_size", "accumulation", "lr", "weight_decay", "r1", "average_decay", "time_limit", "seed"),
     *("precision", "save_seconds", "report_steps"),
@@ -68,7 +71,8 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     record.metric("ended_by", history.ended_by)
     record.metric("training_seconds", history.seconds)
     _draw(record, players.average, dataset, setup, history)
-    _judge(record, players.average, dataset, setup)
+    _judge_split(record, players.average, dataset, setup)
+    _judge_transfer(record, players.average, dataset, setup)
 
 
 def _warm_start(players: Players, dataset: ImageSet, setup: Setup) -> None:
@@ -88,13 +92,13 @@ def _train(record: Run, players: Players, dataset: ImageSet, setup: Setup) -> Hi
     options = Options(**{name: getattr(setup, name) for name in _TRAINING})
     identity = _identity(dataset, setup)
     record.metric("identity", full_identity(identity, options, len(dataset.train_images)))
-    x, labels = _shown(dataset)
+    x, labels = shown_images(dataset, _ROWS)
     folder = record.folder / "samples"
     folder.mkdir(exist_ok=True)
 
     def observe(step: int) -> dict[str, float]:
         parts = decompose_all(players.average, x, labels)
-        images, _ = _columns(players.average, x, labels, dataset.classes, parts)
+        images = _columns(players.average, x, labels, parts)
         write_atomically(folder / f"step-{step:07d}.png", draw.sheet_png(images))
         return {"roughness": measure.roughness(parts.R, x)}
 
@@ -124,45 +128,20 @@ def _identity(dataset: ImageSet, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _shown(dataset: ImageSet) -> tuple[Tensor, Tensor]:
-    """The first test images, the classes in turn."""
-    order = torch.cat([(dataset.test_labels == label).nonzero()[:_ROWS, 0] for label in range(len(dataset.classes))])
-    rank = torch.cat([torch.arange(_ROWS)[: (dataset.test_labels == c).sum()] for c in range(len(dataset.classes))])
-    chosen = order[rank.argsort(stable=True)][:_ROWS]
-    return to_signal(dataset.test_images[chosen]), dataset.test_labels[chosen]
-
-
-def _columns(
-    decomposer: Decomposer, x: Tensor, labels: Tensor, classes: tuple[str, ...], parts: Decomposition
-) -> tuple[np.ndarray, list[str]]:
-    """Columns of a sheet, uint8 ``(rows, columns, 3, H, W)``, and their names.
-
-    They are x, R, f to every class, and what each branch adds to f of the image's own class, with one gain a branch.
-    """
-    transfers = [decompose_all(decomposer, x, torch.full_like(labels, label)).f for label in range(len(classes))]
-    largest = parts.v.abs().flatten(1)
-    gains = largest.kthvalue(int(_SHOWN_SHARE * (largest.shape[1] - 1)) + 1, dim=1).values.clamp(min=1e-8)
-    drawn = parts.v / gains[:, None, None, None, None]
-    columns = torch.stack([x, parts.R, *transfers, *drawn], dim=1)
-    pixels = ((columns.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    branches = [f"v{index + 1}" for index in range(len(parts.v))]
-    return pixels, ["x", "R", *(f"f, {name}" for name in classes), *branches]
+def _columns(decomposer: Decomposer, x: Tensor, labels: Tensor, parts: Decomposition) -> np.ndarray:
+    """Rows of x, R, f to every class, and what each branch adds to f of the image's own class, as pixels."""
+    classes = range(decomposer.num_classes)
+    transfers = [decompose_all(decomposer, x, torch.full_like(labels, label)).f for label in classes]
+    return to_pixels(torch.stack([x, parts.R, *transfers, *amplified(parts.v)], dim=1))
 
 
 def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, history: History) -> None:
-    x, labels = (tensor[:_FIGURE_ROWS] for tensor in _shown(dataset))
-    images, names = _columns(decomposer, x, labels, dataset.classes, decompose_all(decomposer, x, labels))
-    factor = max(1, setup.image_size // _FIGURE_PIXELS)
-    if factor > 1:
-        side = setup.image_size // factor
-        blocks = images.reshape(*images.shape[:3], side, factor, side, factor)
-        images = blocks.mean((4, 6)).round().astype(np.uint8)
-    note = (
-        f"Test images, the averaged generator after {history.steps} steps; budget {setup.budget}, "
+    made = (
+        f"The averaged generator after {history.steps} steps; budget {setup.budget}, "
         f"{setup.image_size} x {setup.image_size} pixels, R: {setup.smoother}, branches see the {setup.inputs}. "
-        f"v: what branch k adds to f of the image's own class, each with a gain of its own. Data: {dataset.note}."
+        f"Data: {dataset.note}."
     )
-    record.figure("samples", draw.samples, {"images": images, "names": names}, "Samples", note)
+    draw_figures(record, decomposer, dataset, made)
     entries = [entry for entry in history.entries if "roughness" in entry]
     if entries:
         losses = {name: [entry[name] for entry in entries] for name in ("discriminator", "generator", "penalty")}
@@ -175,7 +154,7 @@ def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, 
         record.figure("training", draw.training, data, "Training", note)
 
 
-def _judge(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
+def _judge_split(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
     """Check on test images that the decomposition is exact, and how smooth R is."""
     x, labels = to_signal(dataset.test_images[:_MEASURED_IMAGES]), dataset.test_labels[:_MEASURED_IMAGES]
     parts = decompose_all(decomposer, x, labels)
@@ -194,6 +173,46 @@ def _judge(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup)
     said = f"R is not learnt; its share is {rough:.2g}" if setup.smoother != "learnt" else f"share {rough:.2g}"
     claim = f"the learnt R is smooth: its energy beyond a Gaussian of 1 pixel is below {_SMOOTH} of the image's"
     record.claim("Fig. 18 to 20", claim, said, rough < _SMOOTH if setup.smoother == "learnt" else None)
+
+
+def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
+    """Measure on test images what f keeps of the image, and whether it is of the class it should be."""
+    classes = len(dataset.classes)
+    x, labels = to_signal(dataset.test_images[:_MEASURED_IMAGES]), dataset.test_labels[:_MEASURED_IMAGES]
+    outputs = [decompose_all(decomposer, x, torch.full_like(labels, target)) for target in range(classes)]
+    f = torch.stack([parts.f for parts in outputs])
+    own = f[labels, torch.arange(len(x))]
+    sigma = setup.image_size / 16 if setup.sigma is None else setup.sigma
+    fidelity = measure.low_pass_psnr(own, x, sigma)
+    classifier = train_classifier(
+        dataset.train_images,
+        dataset.train_labels,
+        num_classes=classes,
+        steps=setup.classifier_steps,
+        seed=setup.seed,
+        device=setup.device,
+    )
+    targets = torch.arange(classes).repeat_interleave(len(x))
+    other = targets != labels.repeat(classes)
+    numbers = {
+        "real": accuracy(classifier, to_signal(dataset.test_images), dataset.test_labels),
+        "own class": accuracy(classifier, own, labels),
+        "other class": accuracy(classifier, f.flatten(0, 1)[other], targets[other]),
+        "R": accuracy(classifier, outputs[0].R, labels),
+    }
+    record.metric("fidelity", fidelity)
+    record.metric("class_accuracy", numbers)
+    said = f"{fidelity:.1f} dB on {len(x)} test images"
+    claim = (
+        f"f of the image's own class keeps what a Gaussian of {sigma:g} pixels leaves: PSNR at least {_FAITHFUL:g} dB"
+    )
+    record.claim("Fig. 9", claim, said, fidelity >= _FAITHFUL)
+    said = (
+        f"{numbers['own class']:.3f} to the image's own class, {numbers['other class']:.3f} to others; real test "
+        f"images {numbers['real']:.3f}, R alone {numbers['R']:.3f}, chance {1 / classes:.3f}"
+    )
+    claim = f"a classifier trained on real images only sees f as of its class: own class at least {_CLASS_ACCURACY:g}"
+    record.claim("Fig. 9", claim, said, numbers["own class"] >= _CLASS_ACCURACY)
 
 
 def _count(module: torch.nn.Module) -> int:

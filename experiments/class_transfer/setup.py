@@ -69,6 +69,7 @@ class Setup:
         time_limit: Limit of the training time in s, or None.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         device: ``"cpu"`` or ``"cuda"``.
+        classifier_steps: Training steps of the classifier that judges the transferred images.
         report_steps: Steps between sheets of samples.
         save_seconds: Time between checkpoints, in s.
         tensorboard: Whether TensorBoard logs are written.
@@ -100,6 +101,7 @@ class Setup:
     time_limit: float | None = None
     precision: str = "fp32"
     device: str = "cpu"
+    classifier_steps: int = 600
     report_steps: int = 500
     save_seconds: float = 60.0
     tensorboard: bool = False

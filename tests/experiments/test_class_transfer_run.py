@@ -19,6 +19,7 @@ from tests.experiments.image_files import encoded, members, pixels, png, write_a
 
 TINY = ["class-transfer", "--budget", "cpu", "--widths", "1,2", "--discriminator-widths", "1,2", "--branches", "3"]
 TINY += ["--train-images", "12", "--test-images", "9", "--steps", "2", "--batch-size", "3", "--report-steps", "1"]
+TINY += ["--classifier-steps", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +44,15 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     assert record.finished
     assert (record.config["image_size"], record.config["smoother"], record.config["budget"]) == (32, smoother, "cpu")
     assert record.config["inputs"] == ("image" if smoother == "gaussian" else "bands")
-    assert [entry["name"] for entry in record.figures] == ["samples", "training"]
+    names = ["transfer", *(f"figure-{number}" for number in (9, 11, 14, 15, 18, 19, 20)), "training"]
+    assert [entry["name"] for entry in record.figures] == names
     assert "budget cpu, 32 x 32 pixels, R: " in record.figures[0]["note"]
     assert record.figures[0]["note"].endswith(
         "Data: SynthAnimals, 12 training and 9 test images of 32 x 32 pixels, seed 0."
     )
-    verdicts = [claim["verdict"] for claim in record.claims]
-    assert verdicts[:2] == ["holds", "not tested" if smoother == "gaussian" else "holds"]
+    verdicts = {claim["figure"]: claim["verdict"] for claim in record.claims}
+    assert verdicts["eq. 15"] == "holds"
+    assert verdicts["eq. 16, 17"] == ("not tested" if smoother == "gaussian" else "holds")
     metrics = record.metrics
     assert metrics["classes"] == ["cat", "dog", "wild"]
     assert metrics["parameters"]["smoother"] == (40_464 if smoother == "learnt" else 0)
@@ -59,9 +62,11 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     assert sheet.shape == (8 * 34 - 2, (2 + 3 + 3) * 34 - 2, 3)
     first = synthetic_set("SynthAnimals", 32, train_images=1, test_images=9).test_images[0]
     np.testing.assert_array_equal(sheet[:32, :32], first.permute(1, 2, 0))
-    drawn = (folder / "samples.png").read_bytes()
+    assert set(metrics["class_accuracy"]) == {"real", "own class", "other class", "R"}
+    assert [claim["figure"] for claim in record.claims].count("Fig. 9") == 2
+    drawn = (folder / "figure-14.png").read_bytes()
     record.redraw()
-    assert (folder / "samples.png").read_bytes() == drawn
+    assert (folder / "figure-14.png").read_bytes() == drawn
 
 
 def test_class_transfer_resumes_and_loads(own_folder, capsys):
