@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train-images", type=arguments.count, metavar="N", help="training images")
     add("--test-images", type=arguments.count, metavar="N", help="test images")
     add("--classifier-steps", type=arguments.count, help="training of the classifier that judges f (600)")
+    add(
+        "--score-images",
+        type=arguments.from_zero,
+        metavar="N",
+        help="of synthetic data, compared with their layers (96)",
+    )
     add("--time-limit", type=arguments.positive, metavar="SECONDS", help="limit of the training time")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the networks; fp16 scales the losses")
     add("--device", choices=("cpu", "cuda"), help="where to train")

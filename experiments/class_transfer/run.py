@@ -14,7 +14,8 @@ from experiments.class_transfer.augment import to_signal
 from experiments.class_transfer.classifier import accuracy, train_classifier
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
 from experiments.class_transfer.figures import draw_figures
-from experiments.class_transfer.model import CHECKPOINT, make_players
+from experiments.class_transfer.judge_layers import judge_layers
+from experiments.class_transfer.model import CHECKPOINT, make_decomposer, make_players
 from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
 from experiments.class_transfer.training import History, Options, Players, full_identity, train
@@ -22,6 +23,7 @@ from experiments.class_transfer.warm_start import warm_start
 from experiments.common.atomic import write_atomically
 from experiments.common.data import ImageSet
 from experiments.common.record import Run
+from experiments.common.synthetic.sets import SETS
 from experiments.common.tensorboard import tensorboard_log
 
 _EXACT = 1e-5
@@ -73,6 +75,8 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     _draw(record, players.average, dataset, setup, history)
     _judge_split(record, players.average, dataset, setup)
     _judge_transfer(record, players.average, dataset, setup)
+    if setup.data in SETS and setup.score_images:
+        _judge_layers(record, players.average, dataset, setup)
 
 
 def _warm_start(players: Players, dataset: ImageSet, setup: Setup) -> None:
@@ -80,7 +84,7 @@ def _warm_start(players: Players, dataset: ImageSet, setup: Setup) -> None:
         players.decomposer.smoother,
         dataset.train_images,
         steps=setup.warm_start,
-        sigma=setup.image_size / 16 if setup.sigma is None else setup.sigma,
+        sigma=_sigma(setup),
         batch_size=setup.batch_size,
         seed=setup.seed,
     )
@@ -182,7 +186,7 @@ def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setu
     outputs = [decompose_all(decomposer, x, torch.full_like(labels, target)) for target in range(classes)]
     f = torch.stack([parts.f for parts in outputs])
     own = f[labels, torch.arange(len(x))]
-    sigma = setup.image_size / 16 if setup.sigma is None else setup.sigma
+    sigma = _sigma(setup)
     fidelity = measure.low_pass_psnr(own, x, sigma)
     classifier = train_classifier(
         dataset.train_images,
@@ -213,6 +217,29 @@ def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setu
     )
     claim = f"a classifier trained on real images only sees f as of its class: own class at least {_CLASS_ACCURACY:g}"
     record.claim("Fig. 9", claim, said, numbers["own class"] >= _CLASS_ACCURACY)
+
+
+def _judge_layers(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        untrained = make_decomposer(setup, len(dataset.classes)).to(setup.device)
+    untrained.smoother.load_state_dict(decomposer.smoother.state_dict())
+    judge_layers(
+        record,
+        decomposer,
+        untrained,
+        data=setup.data,
+        classes=dataset.classes,
+        image_size=setup.image_size,
+        count=setup.score_images,
+        sigma=_sigma(setup),
+        seed=setup.seed,
+    )
+
+
+def _sigma(setup: Setup) -> float:
+    """Deviation of the Gaussian, in pixels."""
+    return setup.image_size / 16 if setup.sigma is None else setup.sigma
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -70,6 +70,7 @@ class Setup:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         device: ``"cpu"`` or ``"cuda"``.
         classifier_steps: Training steps of the classifier that judges the transferred images.
+        score_images: Synthetic images whose layers the branches are compared with; 0 is none.
         report_steps: Steps between sheets of samples.
         save_seconds: Time between checkpoints, in s.
         tensorboard: Whether TensorBoard logs are written.
@@ -102,6 +103,7 @@ class Setup:
     precision: str = "fp32"
     device: str = "cpu"
     classifier_steps: int = 600
+    score_images: int = 96
     report_steps: int = 500
     save_seconds: float = 60.0
     tensorboard: bool = False

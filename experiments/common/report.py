@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from experiments.common.atomic import write_atomically
@@ -44,6 +46,7 @@ def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
         ("runs", "What was run", _runs(loaded)),
         ("observations", "The paper's eight observations", _observations(loaded)),
         ("claims", "What else the paper says", _claims(loaded)),
+        ("scores", "Branches against the layers of synthetic images", _scores(loaded)),
         ("figures", "Figures", "".join(_figures(run) for run in loaded)),
         ("speed", "Speed: fused against loop", "".join(_speed(run) for run in loaded)),
         ("reproduce", "How to reproduce", _reproduce(loaded)),
@@ -147,6 +150,35 @@ def _runs(runs: Iterable[Run]) -> str:
             f'<div class="card"><h3>{escape(_words(run.experiment))}</h3>{_facts(facts)}{_facts(chosen)}{more}</div>'
         )
     return "".join(cards)
+
+
+def _scores(runs: Iterable[Run]) -> str:
+    """Draw the metric ``scores``: {layers, images, contestants: {name: {score: number}}}; mean and spread over runs."""
+    tables = [run.metrics["scores"]["contestants"] for run in runs if "scores" in run.metrics]
+    if not tables:
+        return ""
+    columns = list(next(iter(tables[0].values())))
+    head = "".join(f'<th class="number">{escape(column)}</th>' for column in columns)
+    rows = []
+    for name in tables[0]:
+        cells = []
+        for column in columns:
+            known = [value for table in tables if math.isfinite(value := float(table[name][column]))]
+            spread = f" <small>±{stdev(known):.2g}</small>" if len(known) > 1 else ""
+            mean = f"{fmean(known):.3g}" if known else "none"
+            cells.append(f'<td class="number" data-label="{escape(column)}">{mean}{spread}</td>')
+        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
+    note = (
+        f"Mean and standard deviation over {len(tables)} run{'s' if len(tables) > 1 else ''}. S1: correlation with the "
+        "layers, best matching, and with those of other images. S2: a layer against the sum of its parts. S3: how few "
+        "layers a part draws, how few parts draw a layer. S4: energy inside the best mask over its area. S5: response "
+        "of the part that answers a layer's absence most, over the average part's. S6: cosine of active parts, "
+        "effective and active number of parts."
+    )
+    return (
+        f'<div class="card scroll"><table><thead><tr><th>Parts</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        f'</table><p class="note">{escape(note)}</p></div>'
+    )
 
 
 def _figures(run: Run) -> str:

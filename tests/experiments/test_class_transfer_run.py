@@ -19,7 +19,7 @@ from tests.experiments.image_files import encoded, members, pixels, png, write_a
 
 TINY = ["class-transfer", "--budget", "cpu", "--widths", "1,2", "--discriminator-widths", "1,2", "--branches", "3"]
 TINY += ["--train-images", "12", "--test-images", "9", "--steps", "2", "--batch-size", "3", "--report-steps", "1"]
-TINY += ["--classifier-steps", "2"]
+TINY += ["--classifier-steps", "2", "--score-images", "6"]
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_class_transfer_takes_folders_archives_and_classes(own_folder):
     with pytest.raises(ValueError, match="train_images must be in 1 to 6 for zoo, got 7"):
         data.load(dataclasses.replace(setup, train_images=7))
     arguments = ["--widths", "1,2", "--discriminator-widths", "1,2", "--steps", "1", "--batch-size", "2"]
-    arguments += ["--branches", "2"]
+    arguments += ["--branches", "2", "--classifier-steps", "1"]
     assert cli.main(["class-transfer", "--budget", "cpu", "--data", str(archive), *arguments]) == 0
     assert Run.load(only_run(own_folder)).metrics["classes"] == ["cat", "dog", "owl"]
 

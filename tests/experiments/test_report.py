@@ -124,3 +124,16 @@ def test_write_report_refuses(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a run's folder"):
         write_report([tmp_path / "nothing"], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_report_shows_scores_with_mean_and_spread_over_runs(tmp_path):
+    runs = [Run("class-transfer", {}, tmp_path) for _ in range(2)]
+    for run, value in zip(runs, (0.2, 0.4), strict=True):
+        run.metric("scores", {"contestants": {"trained": {"S1": value, "S6": float("nan")}, "PCA": {"S1": 1, "S6": 2}}})
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<th>trained</th><td class="number" data-label="S1">0.3 <small>±0.14</small>' in page
+    assert '<th>PCA</th><td class="number" data-label="S1">1 <small>±0</small>' in page
+    assert 'data-label="S6">none</td>' in page
+    assert "over 2 runs" in page
+    alone = write_report(runs[:1], tmp_path / "one.html").read_text(encoding="utf-8")
+    assert '<th>trained</th><td class="number" data-label="S1">0.2</td>' in alone

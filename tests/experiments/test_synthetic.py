@@ -107,7 +107,8 @@ def test_synthetic_set_has_balanced_classes_and_a_test_set_of_its_own():
         ({"size": 48}, "size must be a power of 2 from 16, got 48"),
         ({"labels": torch.tensor([0, 3])}, r"labels must be 2 classes in 0 to 2, got \[0, 3\]"),
         ({"labels": torch.tensor([0])}, r"labels must be 2 classes in 0 to 2, got \[0\]"),
-        ({"omit": ("horns",)}, "omit must be of base, pattern, .*, got horns"),
+        ({"omit": ("horns",)}, "omit must be of pattern, fur, .*, got horns"),
+        ({"omit": ("base",)}, "omit must be of pattern, fur, .*, got base"),
     ],
 )
 def test_render_layers_refuses(change, message):

@@ -40,7 +40,7 @@ def render_layers(
         seed: Seed of the set.
         start: Index of the first image; test images begin at :data:`FIRST_TEST_INDEX`.
         labels: Class of each image, int64, shape ``(count,)``; by default the classes alternate.
-        omit: Names of layers to leave out.
+        omit: Names of layers to leave out, any but the first.
 
     Returns:
         The images and their layers.
@@ -112,6 +112,7 @@ def _check(name: str, count: int, size: int, labels: Tensor | None, omit: tuple[
     classes = len(SETS[name].CLASSES)
     if labels is not None and (labels.shape != (count,) or labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"render_layers: labels must be {count} classes in 0 to {classes - 1}, got {labels.tolist()}")
-    unknown = sorted(set(omit) - set(SETS[name].LAYERS))
+    painted = SETS[name].LAYERS[1:]  # on the first, which cannot be left out
+    unknown = sorted(set(omit) - set(painted))
     if unknown:
-        raise ValueError(f"render_layers: omit must be of {', '.join(SETS[name].LAYERS)}, got {', '.join(unknown)}")
+        raise ValueError(f"render_layers: omit must be of {', '.join(painted)}, got {', '.join(unknown)}")
