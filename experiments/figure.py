@@ -15,7 +15,7 @@ HELP = "one figure of the paper, from the newest run that has it, or from a new 
 EXPERIMENT = (
     dict.fromkeys((1, 2, 3, 4), "toy")
     | dict.fromkeys((5, 6, 7, 8, 16, 17), "classifier")
-    | dict.fromkeys((9, 10, 11, 13, 14, 15, 18, 19, 20), "class-transfer")
+    | dict.fromkeys((*range(9, 16), *range(18, 22)), "class-transfer")
 )
 _FACES = (10, 13)  # figures of data sets of two classes
 _NEED_ALL_M = (5, 17)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.class_transfer import draw, measure
+from experiments.class_transfer import draw, eyes, measure
 from experiments.class_transfer.augment import to_signal
 from experiments.class_transfer.classifier import accuracy, train_classifier
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
@@ -77,6 +77,16 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     _judge_transfer(record, players.average, dataset, setup)
     if setup.data in SETS and setup.score_images:
         _judge_layers(record, players.average, dataset, setup)
+    if setup.data == "SynthAnimals" and eyes.CAT in dataset.classes and setup.score_images:
+        eyes.judge_eyes(
+            record,
+            players.average,
+            classes=dataset.classes,
+            image_size=setup.image_size,
+            count=setup.score_images,
+            seed=setup.seed,
+            made=_made(setup, dataset, history),
+        )
 
 
 def _warm_start(players: Players, dataset: ImageSet, setup: Setup) -> None:
@@ -139,13 +149,17 @@ def _columns(decomposer: Decomposer, x: Tensor, labels: Tensor, parts: Decomposi
     return to_pixels(torch.stack([x, parts.R, *transfers, *amplified(parts.v)], dim=1))
 
 
-def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, history: History) -> None:
-    made = (
+def _made(setup: Setup, dataset: ImageSet, history: History) -> str:
+    """Say for the figures how the generator was made."""
+    return (
         f"The averaged generator after {history.steps} steps; budget {setup.budget}, "
         f"{setup.image_size} x {setup.image_size} pixels, R: {setup.smoother}, branches see the {setup.inputs}. "
         f"Data: {dataset.note}."
     )
-    draw_figures(record, decomposer, dataset, made)
+
+
+def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, history: History) -> None:
+    draw_figures(record, decomposer, dataset, _made(setup, dataset, history))
     entries = [entry for entry in history.entries if "roughness" in entry]
     if entries:
         losses = {name: [entry[name] for entry in entries] for name in ("discriminator", "generator", "penalty")}

@@ -45,6 +45,7 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     assert (record.config["image_size"], record.config["smoother"], record.config["budget"]) == (32, smoother, "cpu")
     assert record.config["inputs"] == ("image" if smoother == "gaussian" else "bands")
     names = ["transfer", *(f"figure-{number}" for number in (9, 11, 14, 15, 18, 19, 20)), "training"]
+    names += ["figure-12", "figure-21"]
     assert [entry["name"] for entry in record.figures] == names
     assert "budget cpu, 32 x 32 pixels, R: " in record.figures[0]["note"]
     assert record.figures[0]["note"].endswith(
@@ -63,7 +64,10 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     first = synthetic_set("SynthAnimals", 32, train_images=1, test_images=9).test_images[0]
     np.testing.assert_array_equal(sheet[:32, :32], first.permute(1, 2, 0))
     assert set(metrics["class_accuracy"]) == {"real", "own class", "other class", "R"}
-    assert [claim["figure"] for claim in record.claims].count("Fig. 9") == 2
+    assert list(metrics["scores"]["contestants"])[:2] == ["trained branches", "random branches"]
+    assert len(metrics["eyes"]["dice"]) == 6
+    judged = [claim["figure"] for claim in record.claims]
+    assert (judged.count("Fig. 9"), judged.count("layers"), judged.count("Fig. 12")) == (2, 2, 1)
     drawn = (folder / "figure-14.png").read_bytes()
     record.redraw()
     assert (folder / "figure-14.png").read_bytes() == drawn

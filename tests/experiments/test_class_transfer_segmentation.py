@@ -1,0 +1,139 @@
+"""Segmentation on drawings whose eyes are known, and each step against another way to compute it."""
+
+import numpy as np
+import pytest
+
+from experiments.class_transfer.chan_vese import chan_vese
+from experiments.class_transfer.segmentation import (
+    choose_components,
+    count_regions,
+    dice,
+    otsu,
+    pairs,
+    segment,
+    values,
+)
+
+SIZE = 32
+
+
+def discs(*places, radius=3.0):
+    y, x = np.mgrid[:SIZE, :SIZE]
+    return np.any([(x - column) ** 2 + (y - row) ** 2 <= radius**2 for row, column in places], axis=0)
+
+
+EYES = discs((12, 9), (12, 22))
+
+
+def test_chan_vese_equals_skimage():
+    skimage = pytest.importorskip("skimage.segmentation", reason="scikit-image is no requirement")
+    generator = np.random.default_rng(0)
+    for options in ({}, {"mu": 0.25, "lambda1": 1.0}, {"iterations": 7, "step": 0.3}):
+        image = EYES + 0.4 * generator.standard_normal(EYES.shape)
+        start = generator.standard_normal(EYES.shape)
+        own = {"mu": 0.05, "lambda1": 2.0, "lambda2": 1.0, "step": 0.5, "tolerance": 1e-3, "iterations": 500} | options
+        expected = skimage.chan_vese(
+            image,
+            mu=own["mu"],
+            lambda1=own["lambda1"],
+            lambda2=own["lambda2"],
+            tol=own["tolerance"],
+            max_num_iter=own["iterations"],
+            dt=own["step"],
+            init_level_set=start,
+        )
+        assert (chan_vese(image, start, **options) == expected).mean() >= 0.995
+
+
+def test_chan_vese_step_equals_the_formula_pixel_by_pixel():
+    generator = np.random.default_rng(1)
+    image, phi = generator.random((5, 6)), generator.standard_normal((5, 6))
+    mu, inner, outer, step = 0.3, 2.0, 1.5, 0.4
+    scaled = (image - image.min()) / (image.max() - image.min())
+    means = scaled[phi > 0].mean(), scaled[phi <= 0].mean()
+
+    def at(row, column):
+        return phi[min(max(row, 0), 4), min(max(column, 0), 5)]
+
+    expected = np.empty_like(phi)
+    for row, column in np.ndindex(5, 6):
+        here, right, left = phi[row, column], at(row, column + 1), at(row, column - 1)
+        below, above = at(row + 1, column), at(row - 1, column)
+        coefficients = [
+            1 / np.hypot(right - here, (below - above) / 2),
+            1 / np.hypot(here - left, (below - above) / 2),
+            1 / np.hypot(below - here, (right - left) / 2),
+            1 / np.hypot(here - above, (right - left) / 2),
+        ]
+        force = mu * np.dot(coefficients, [right, left, below, above])
+        force += outer * (scaled[row, column] - means[1]) ** 2 - inner * (scaled[row, column] - means[0]) ** 2
+        delta = 1 / (1 + here**2)
+        expected[row, column] = (here + step * delta * force) / (1 + mu * step * delta * sum(coefficients))
+    made = chan_vese(image, phi, mu=mu, lambda1=inner, lambda2=outer, step=step, iterations=1)
+    np.testing.assert_array_equal(made, expected > 0)
+
+
+def test_chan_vese_finds_what_is_brighter():
+    generator = np.random.default_rng(2)
+    image = EYES + 0.1 * generator.standard_normal(EYES.shape)
+    start = discs((12, 9), (12, 22), radius=5.0) - 0.5
+    assert dice(chan_vese(image, start), EYES) > 0.95
+    assert not chan_vese(np.ones((4, 4)), -np.ones((4, 4))).any()
+    with pytest.raises(ValueError, match=r"image and start must have one shape \(H, W\), got \(4, 4\) and \(4, 5\)"):
+        chan_vese(np.ones((4, 4)), np.ones((4, 5)))
+
+
+def test_otsu_equals_the_search_over_all_thresholds():
+    generator = np.random.default_rng(3)
+    image = np.concatenate([generator.normal(0, 1, 60), generator.normal(4, 0.5, 20)])
+
+    def within(threshold):
+        groups = image[image <= threshold], image[image > threshold]
+        return sum(len(group) * group.var() for group in groups if len(group))
+
+    best = min(within(value) for value in image)
+    assert within(otsu(image)) == pytest.approx(best)
+
+
+def test_values_are_those_of_hsv_after_scaling():
+    v = np.array([[[-1.0, 1.0]], [[0.0, 3.0]], [[-1.0, -1.0]]])
+    np.testing.assert_allclose(values(v), [[0.25, 1.0]])
+    np.testing.assert_array_equal(values(np.ones((3, 2, 2))), np.zeros((2, 2)))
+
+
+def test_pairs_keeps_two_regions_side_by_side():
+    mouth = discs((24, 16))
+    np.testing.assert_array_equal(pairs(EYES | mouth), EYES)
+    assert not pairs(discs((12, 5), (12, 15), (12, 25))).any()
+    assert not pairs(discs((8, 9), (12, 22))).any()  # side by side, but overlapping by less than half
+    assert not pairs(np.zeros((SIZE, SIZE), dtype=bool)).any()
+    large = np.zeros((64, 64), dtype=bool)
+    large[10:14, 10:14] = large[10:14, 40:44] = large[12, 60] = True  # a pixel is less than 0.05 %
+    assert count_regions(large) == 3
+    assert count_regions(pairs(large)) == 2
+
+
+def test_segment_finds_eyes_from_parts_that_show_them():
+    generator = np.random.default_rng(4)
+    places = [((12 + shift, 9 + shift), (12 + shift, 22 + shift)) for shift in (-2, 0, 3)]
+    eyes = np.stack([discs(*own) for own in places])
+    noise = generator.standard_normal((8, 3, 3, SIZE, SIZE))
+    v = 0.3 * noise
+    v[1] += 3 * eyes[:, None]  # bright eyes
+    v[4] -= 3 * eyes[:, None]  # dark eyes
+    v[6] = np.where(eyes[:, None], 4.0, noise[6])  # constant inside
+    chosen = choose_components(v, eyes)
+    assert {1, 4, 6} == set(chosen.locating)
+    assert [chosen.bright[chosen.locating.index(k)] for k in (1, 4, 6)] == [True, False, True]
+    assert chosen.constant[0] == 6
+    made = segment(v[:, 0], chosen._replace(constant=(1, 6)))
+    assert dice(made.mask, eyes[0]) > 0.9
+    assert count_regions(made.mask) == 2
+    assert (made.start[eyes[0]] > 0).mean() > 0.95
+
+
+def test_dice_by_hand():
+    one, other = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert dice(one, other) == 0.5
+    assert dice(one, ~one) == 0
+    assert dice(one & ~one, one & ~one) == 1
