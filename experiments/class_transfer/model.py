@@ -11,7 +11,7 @@ import bsfast
 from experiments.class_transfer import discriminator as judges
 from experiments.class_transfer.decomposer import Decomposer
 from experiments.class_transfer.discriminator import Discriminator
-from experiments.class_transfer.generator import make_branch
+from experiments.class_transfer.generator import Generator, make_branch
 from experiments.class_transfer.setup import Setup
 from experiments.class_transfer.smoothers import make_smoother
 from experiments.class_transfer.training import Players
@@ -56,9 +56,6 @@ def make_decomposer(setup: Setup, num_classes: int) -> Decomposer:
     Returns:
         The generator, on the CPU.
     """
-    # Of He's weights alone, f would begin as noise that drowns R.
-    scale = 0.1 / math.sqrt(setup.branches) if setup.output_scale is None else setup.output_scale
-    branches = [make_branch(setup.image_size, num_classes, setup.widths, scale) for _ in range(setup.branches)]
     smoother = make_smoother(
         setup.smoother,
         image_size=setup.image_size,
@@ -66,7 +63,14 @@ def make_decomposer(setup: Setup, num_classes: int) -> Decomposer:
         sigma=setup.sigma,
         velocity=setup.velocity,
     )
-    return Decomposer(bsfast.fuse(branches), smoother, num_classes, setup.inputs)
+    return Decomposer(bsfast.fuse(make_branches(setup, num_classes)), smoother, num_classes, setup.inputs)
+
+
+def make_branches(setup: Setup, num_classes: int) -> list[Generator]:
+    """Make the branches, apart from each other, with PyTorch's global random numbers."""
+    # Of He's weights alone, f would begin as noise that drowns R.
+    scale = 0.1 / math.sqrt(setup.branches) if setup.output_scale is None else setup.output_scale
+    return [make_branch(setup.image_size, num_classes, setup.widths, scale) for _ in range(setup.branches)]
 
 
 def load_trained(folder: Path | str, device: str = "cpu") -> tuple[Decomposer, tuple[str, ...], Setup]:

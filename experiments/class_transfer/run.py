@@ -15,9 +15,10 @@ from experiments.class_transfer.classifier import accuracy, train_classifier
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
 from experiments.class_transfer.figures import draw_figures
 from experiments.class_transfer.judge_layers import judge_layers
-from experiments.class_transfer.model import CHECKPOINT, make_decomposer, make_players
+from experiments.class_transfer.model import CHECKPOINT, make_branches, make_decomposer, make_players
 from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
+from experiments.class_transfer.speed import measure_speed
 from experiments.class_transfer.training import History, Options, Players, full_identity, train
 from experiments.class_transfer.warm_start import warm_start
 from experiments.common.atomic import write_atomically
@@ -74,6 +75,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     record.metric("training_seconds", history.seconds)
     _draw(record, players.average, dataset, setup, history)
     _judge_split(record, players.average, dataset, setup)
+    _judge_speed(record, dataset, setup)
     _judge_transfer(record, players.average, dataset, setup)
     if setup.data in SETS and setup.score_images:
         _judge_layers(record, players.average, dataset, setup)
@@ -191,6 +193,14 @@ def _judge_split(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: 
     said = f"R is not learnt; its share is {rough:.2g}" if setup.smoother != "learnt" else f"share {rough:.2g}"
     claim = f"the learnt R is smooth: its energy beyond a Gaussian of 1 pixel is below {_SMOOTH} of the image's"
     record.claim("Fig. 18 to 20", claim, said, rough < _SMOOTH if setup.smoother == "learnt" else None)
+
+
+def _judge_speed(record: Run, dataset: ImageSet, setup: Setup) -> None:
+    x, labels = shown_images(dataset, setup.batch_size)
+    style = torch.nn.functional.one_hot(labels, len(dataset.classes)).to(x)
+    with torch.random.fork_rng(devices=[]):
+        branches = make_branches(setup, len(dataset.classes))
+    record.metric("speed", measure_speed(branches, x.to(setup.device), style.to(setup.device)))
 
 
 def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
