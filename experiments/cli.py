@@ -27,6 +27,8 @@ figures of the paper (arXiv 2206.05810); each also by its number, as in: python 
   5 middle, 6  classifier   covariance of the branches, and what each says about each image
   7            classifier   confidence of each branch in the true class
   8, 16        classifier   the images that two branches are surest of
+  9 to 15      class-transfer  images taken apart by branches of a generator, and what their parts are
+  18 to 21     class-transfer  all parts of animals; segmented eyes
 
 The classifier takes CIFAR-10 from the folder that the environment variable BSFAST_DATA names (default ./data), and
 scikit-learn's digits if there is none. Ctrl-C saves a classifier's training and says how to go on.

@@ -62,7 +62,7 @@ def test_help_lists_figures_and_experiments(capsys):
         (["classifier", "--speed-repeats", "-1"], "--speed-repeats: must be an integer of at least 0, got '-1'"),
         (["classifier", "--budget", "free"], "invalid choice: 'free' (choose from"),
         (["toy", "--seed", "-1"], "--seed: must be an integer from 0 to 2**62, got '-1'"),
-        (["figure", "9"], "invalid choice: 9 (choose from"),
+        (["figure", "22"], "invalid choice: 22 (choose from"),
         (["report"], "required: RUN"),
     ],
 )
