@@ -1,0 +1,69 @@
+// The names of CUDA C++ that our device code uses, on the CPU. Included before any .cuh.
+#pragma once
+
+#define BSFAST_EMULATION 1
+
+#include <cmath>
+#include <cstring>
+
+#include "emulation/block.h"
+#include "emulation/matrix.h"
+#include "emulation/number.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define threadIdx (bsfast::emulation::thread_index())
+#define blockIdx (bsfast::emulation::block_index())
+#define blockDim (bsfast::emulation::block_size())
+#define gridDim (bsfast::emulation::grid_size())
+#define __syncthreads() bsfast::emulation::synchronize_block(__FILE__, __LINE__)
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  bsfast::emulation::synchronize_warp(mask, file, line, nullptr, [](void* const*, unsigned) {});
+}
+
+namespace bsfast::emulation {
+
+// The value of lane `source`, which is itself computed by every lane.
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source, const char* file, int line) {
+  struct Exchange {
+    T value, result;
+    unsigned source;
+  } mine{value, value, source};
+  if (source >= 32 || (mask >> source & 1) == 0) fail("a shuffle must read a lane of its mask");
+  synchronize_warp(mask, file, line, &mine, [](void* const* lanes, unsigned) {
+    for (int i = 0; i < 32; ++i)
+      if (auto* own = static_cast<Exchange*>(lanes[i])) own->result = static_cast<Exchange*>(lanes[own->source])->value;
+  });
+  return mine.result;
+}
+
+}  // namespace bsfast::emulation
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, unsigned source, const char* file = __builtin_FILE(),
+              int line = __builtin_LINE()) {
+  return bsfast::emulation::shuffle(mask, value, source, file, line);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned bits, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  return bsfast::emulation::shuffle(mask, value, bsfast::emulation::lane() ^ bits, file, line);
+}
+
+namespace bsfast {
+
+inline float half_to_float(unsigned short bits) { return emulation::half_to_float(bits); }
+inline unsigned short half_from_float(float value) { return emulation::half_from_float(value); }
+
+template <class T>
+T* shared_memory() {
+  return static_cast<T*>(emulation::shared_memory());
+}
+
+}  // namespace bsfast
