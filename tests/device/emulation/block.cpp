@@ -84,6 +84,7 @@ void run_block() {
         [](void*) {
           (*block.body)();
           block.current->state = State::returned;
+          block.current->line = block.current->mask = 0;
           wait_forever();
         },
         nullptr);

@@ -3,6 +3,7 @@
 
 #define BSFAST_EMULATION 1
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -20,6 +21,8 @@
 #define blockDim (bsfast::emulation::block_size())
 #define gridDim (bsfast::emulation::grid_size())
 #define __syncthreads() bsfast::emulation::synchronize_block(__FILE__, __LINE__)
+
+using std::min;
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   bsfast::emulation::synchronize_warp(mask, file, line, nullptr, [](void* const*, unsigned) {});

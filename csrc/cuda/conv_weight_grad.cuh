@@ -1,0 +1,164 @@
+// Weight gradient of the convolution of M branches on batch-last memory: the product of the output's gradient, one row
+// for each output channel, with the input, one row for each (channel, tap), over all positions and samples.
+//
+// A block owns a tile of channels x rows of one group of one branch, and a part of the positions and samples, which its
+// threads share out with samples first. A thread keeps the whole tile's sums; they are added up over the block at the
+// end. The sums of the parts are added up by a second kernel, so that every sum has one order.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/reduce.cuh"
+
+namespace bsfast {
+
+struct Range {  // what one axis of a convolution reads
+  int source, target, kernel, stride, padding, dilation;
+};
+
+template <class T>
+struct WeightGradArguments {
+  const T* x;      // [M or 1, groups * C_in, H, W, N]
+  const T* grad;   // [M, groups * C_out, H_out, W_out, N]
+  float* partial;  // [parts, M, groups * C_out, C_in, kH, kW]
+  Range rows, columns;
+  int branches, groups, in_channels, out_channels;  // channels of one group
+  int samples;
+  bool shared_input;
+  int parts;
+};
+
+template <int Channels_, int Rows_, int Samples_>
+struct WeightGradTile {
+  static constexpr int Channels = Channels_, Rows = Rows_;
+  static constexpr int Samples = Samples_;  // of a vector
+};
+
+// A row of the input's side: where it reads, relative to a position's first tap without padding.
+struct InputRow {
+  int64 offset;
+  int row, column;
+};
+
+template <class Tile>
+constexpr int weight_grad_shared_bytes() {
+  return Tile::Rows * int(sizeof(InputRow)) + kWarps * Tile::Rows * int(sizeof(float));
+}
+
+// Counts a thread's units, kThreads apart, without a division for each.
+struct UnitCounter {
+  int vectors, width;                 // vectors of samples in a position; positions in a row
+  int step_n, step_column, step_row;  // kThreads units, in these
+  int n, column, row;
+
+  BSFAST_DEVICE UnitCounter(int first, int vectors, int width) : vectors(vectors), width(width) {
+    n = first % vectors;
+    column = first / vectors % width;
+    row = first / vectors / width;
+    step_n = kThreads % vectors;
+    step_column = kThreads / vectors % width;
+    step_row = kThreads / vectors / width;
+  }
+  BSFAST_DEVICE void next() {
+    n += step_n;
+    column += step_column;
+    row += step_row;
+    if (n >= vectors) {
+      n -= vectors;
+      ++column;
+    }
+    if (column >= width) {
+      column -= width;
+      ++row;
+    }
+  }
+};
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(kThreads, 3) conv_weight_grad(const WeightGradArguments<T> a) {
+  constexpr int Q = Tile::Channels, K = Tile::Rows, V = Tile::Samples;
+  InputRow* input_rows = shared_memory<InputRow>();
+  float* reduction = reinterpret_cast<float*>(input_rows + K);
+  const int taps = a.rows.kernel * a.columns.kernel, all_rows = a.in_channels * taps;
+  unsigned rest = blockIdx.x;
+  const auto next = [&rest](int count) {
+    const unsigned index = rest % unsigned(count);
+    rest /= unsigned(count);
+    return int(index);
+  };
+  const int first_row = next((all_rows + K - 1) / K) * K, first_channel = next((a.out_channels + Q - 1) / Q) * Q;
+  const int part = next(a.parts), group = next(a.groups), branch = int(rest);
+
+  const int64 x_plane = int64(a.rows.source) * a.columns.source * a.samples;
+  const int64 grad_plane = int64(a.rows.target) * a.columns.target * a.samples;
+  if (int(threadIdx.x) < K) {
+    const int k = first_row + int(threadIdx.x), c = k / taps, i = k % taps / a.columns.kernel;
+    const int row = i * a.rows.dilation - a.rows.padding;
+    const int column = k % a.columns.kernel * a.columns.dilation - a.columns.padding;
+    // A row beyond the last is never inside the image.
+    input_rows[threadIdx.x] = {c * x_plane + (int64(row) * a.columns.source + column) * a.samples,
+                               k < all_rows ? row : -(1 << 30), column};
+  }
+  __syncthreads();
+
+  const T* x = a.x + (int64(a.shared_input ? 0 : branch) * a.groups + group) * a.in_channels * x_plane;
+  const T* grad = a.grad + ((int64(branch) * a.groups + group) * a.out_channels + first_channel) * grad_plane;
+  const int channels = min(Q, a.out_channels - first_channel);
+  const int vectors = a.samples / V, units = a.rows.target * a.columns.target * vectors;
+  const int begin = int(int64(units) * part / a.parts), end = int(int64(units) * (part + 1) / a.parts);
+  float sum[K][Q] = {};
+  UnitCounter at(begin + int(threadIdx.x), vectors, a.columns.target);
+  for (int unit = begin + int(threadIdx.x); unit < end; unit += kThreads, at.next()) {
+    const T* from_grad = grad + (at.row * a.columns.target + at.column) * a.samples + at.n * V;
+    float d[Q][V];
+#pragma unroll
+    for (int o = 0; o < Q; ++o) load(from_grad + (o < channels ? o : 0) * grad_plane, d[o]);
+    const int row = at.row * a.rows.stride, column = at.column * a.columns.stride;
+    const T* from_x = x + (row * a.columns.source + column) * a.samples + at.n * V;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const InputRow input = input_rows[k];
+      Vector<T, V> vector = {};
+      if (unsigned(row + input.row) < unsigned(a.rows.source) &&
+          unsigned(column + input.column) < unsigned(a.columns.source))
+        vector = *reinterpret_cast<const Vector<T, V>*>(from_x + input.offset);
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+#pragma unroll
+        for (int o = 0; o < Q; ++o) sum[k][o] += to_float(vector.of[v]) * d[o][v];
+    }
+  }
+
+  const int64 weights = int64(a.groups) * a.out_channels * all_rows;  // of a branch
+  float* to = a.partial + (int64(part) * a.branches + branch) * weights +
+              (int64(group) * a.out_channels + first_channel) * all_rows + first_row;
+#pragma unroll
+  for (int o = 0; o < Q; ++o) {
+    float total[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) total[k] = sum[k][o];
+    block_sums(total, reduction);
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (int(threadIdx.x) == k && o < channels && first_row + k < all_rows) to[o * int64(all_rows) + k] = total[k];
+  }
+}
+
+template <class T>
+struct SumPartsArguments {
+  const float* partial;  // [parts, count]
+  T* total;              // [count]
+  int64 count;
+  int parts;
+};
+
+// Adds up the parts of each number, which one thread owns, in their order.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sum_parts(const SumPartsArguments<T> a) {
+  const int64 i = int64(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a.count) return;
+  float sum = a.partial[i];
+  for (int part = 1; part < a.parts; ++part) sum += a.partial[part * a.count + i];
+  from_float(sum, a.total[i]);
+}
+
+}  // namespace bsfast
