@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FAST := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo setup test bench bench-full figures lint clean
+.PHONY: demo setup test test-device bench bench-full figures lint clean
 
 demo: $(VENV)/.built  ## the main job: toys and classifier, ending with one report.html
 	$(FAST) $(BIN)/python -m experiments demo
@@ -16,6 +16,9 @@ setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, 
 
 test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
 	$(BIN)/python -m pytest
+
+test-device: $(VENV)/.installed build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
+	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device
 
 bench: $(VENV)/.built  ## speed, next to stock PyTorch and the hardware's limit, in at most 15 minutes
 	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only -rs -m "not full"
@@ -35,6 +38,11 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+# Compilers and disassemblers of CUDA; what cannot be installed, its tests skip.
+build/device-tools/.installed: tests/device/requirements.txt | $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(@D) -r $< && touch $@ || \
+	  echo "bsfast: CUDA's tools could not be installed; the checks that need them skip" >&2
 
 clean:
 	rm -rf build $(VENV) bsfast/lib bsfast/_native*.so

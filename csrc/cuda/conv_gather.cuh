@@ -33,7 +33,12 @@ struct GatherArguments {
   int parts;          // blocks of units of one class
 };
 
-constexpr int kGatherBlocks = 3;  // on one multiprocessor: 168 registers a thread, the fewest that spill nothing
+// On one multiprocessor; the most that spill no registers: 168 for a thread, on Volta 255.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+constexpr int kGatherBlocks = 2;
+#else
+constexpr int kGatherBlocks = 3;
+#endif
 
 // Compile-time sizes. A `Kernel` of 3 is a 3x3 kernel read without gaps at every target: the thread loads all that its
 // rectangle needs of a channel once. A `Kernel` of 1 goes tap by tap, and fits every kernel, stride and dilation.
@@ -126,12 +131,12 @@ struct SourceWindow {
     const int across = (Dense ? 1 : a.columns.step()) * a.samples;
     const int down = (Dense ? 1 : a.rows.step()) * a.columns.source * a.samples;
 #pragma unroll
-    for (int h = 0; h < Height; ++h)
+    for (int h = 0; h < Height; ++h, from += down)
 #pragma unroll
       for (int w = 0; w < Width; ++w) {
         Vector<T, Tile::Samples> vector = {};
         if (inside >> (h * Width + w) & 1)
-          vector = *reinterpret_cast<const Vector<T, Tile::Samples>*>(from + (h * down + w * across));
+          vector = *reinterpret_cast<const Vector<T, Tile::Samples>*>(from + w * across);
 #pragma unroll
         for (int v = 0; v < Tile::Samples; ++v) window[h][w][v] = to_float(vector.of[v]);
       }
@@ -139,15 +144,14 @@ struct SourceWindow {
 
   static BSFAST_DEVICE void normalise(float scale, float shift, bool relu, unsigned inside,
                                       float (&window)[Height][Width][Tile::Samples]) {
-    const float least = relu ? 0.0f : -__builtin_inff();
 #pragma unroll
     for (int h = 0; h < Height; ++h)
 #pragma unroll
       for (int w = 0; w < Width; ++w)
 #pragma unroll
         for (int v = 0; v < Tile::Samples; ++v) {
-          const float value = maximum(window[h][w][v] * scale + shift, least);
-          window[h][w][v] = inside >> (h * Width + w) & 1 ? value : 0.0f;
+          const float value = window[h][w][v] * scale + shift;
+          window[h][w][v] = inside >> (h * Width + w) & 1 ? (relu ? maximum(value, 0.0f) : value) : 0.0f;
         }
   }
 };
@@ -165,6 +169,7 @@ BSFAST_DEVICE void stage(const GatherArguments<T>& a, const GatherBlock<Tile>& b
   const int64 group = int64(block.branch) * a.groups + block.group;
   const T* from = a.weight + group * a.sources * a.targets * taps;
   const int blocks = rows.count / K * (columns.count / K);  // of taps: steps of one channel
+#pragma unroll 1  // the divisions of several rounds at once would take the most registers of the kernel
   for (int at = int(threadIdx.x); at < count * Tile::Weights; at += kThreads) {
     const int o = block.first_target + at % Tile::Channels, tap = at / Tile::Channels % (K * K);
     const int step = first + at / Tile::Weights, c = step / blocks, k = step % blocks;
@@ -175,6 +180,7 @@ BSFAST_DEVICE void stage(const GatherArguments<T>& a, const GatherBlock<Tile>& b
   }
   if (a.normalise.scale == nullptr) return;
   const int64 channel = (a.shared_source ? block.group : group) * a.sources;
+#pragma unroll 1
   for (int at = int(threadIdx.x); at < count; at += kThreads) {
     normalise[at * 2] = a.normalise.scale[channel + (first + at) / blocks];
     normalise[at * 2 + 1] = a.normalise.shift[channel + (first + at) / blocks];
@@ -187,26 +193,31 @@ BSFAST_DEVICE void write_statistics(const GatherArguments<T>& a, const GatherBlo
                                     const float (&stored)[Tile::Height][Tile::Width][Tile::Channels][Tile::Samples],
                                     int height, int width, float* shared) {
   float count[1] = {float(height * width * Tile::Samples)}, mean[Tile::Channels], squares[Tile::Channels];
-  const auto each = [&](auto body) {
+#pragma unroll
+  for (int o = 0; o < Tile::Channels; ++o) {
+    mean[o] = squares[o] = 0;
 #pragma unroll
     for (int h = 0; h < Tile::Height; ++h)
 #pragma unroll
       for (int w = 0; w < Tile::Width; ++w)
-        if (h < height && w < width)
 #pragma unroll
-          for (int o = 0; o < Tile::Channels; ++o)
-#pragma unroll
-            for (int n = 0; n < Tile::Samples; ++n) body(o, stored[h][w][o][n]);
-  };
-#pragma unroll
-  for (int o = 0; o < Tile::Channels; ++o) mean[o] = squares[o] = 0;
-  each([&](int o, float value) { mean[o] += value; });
+        for (int n = 0; n < Tile::Samples; ++n)
+          if (h < height && w < width) mean[o] += stored[h][w][o][n];
+  }
   __syncthreads();
   block_sums(count, shared);
   block_sums(mean, shared);
 #pragma unroll
-  for (int o = 0; o < Tile::Channels; ++o) mean[o] /= count[0];
-  each([&](int o, float value) { squares[o] += (value - mean[o]) * (value - mean[o]); });
+  for (int o = 0; o < Tile::Channels; ++o) {
+    mean[o] /= count[0];
+#pragma unroll
+    for (int h = 0; h < Tile::Height; ++h)
+#pragma unroll
+      for (int w = 0; w < Tile::Width; ++w)
+#pragma unroll
+        for (int n = 0; n < Tile::Samples; ++n)
+          if (h < height && w < width) squares[o] += (stored[h][w][o][n] - mean[o]) * (stored[h][w][o][n] - mean[o]);
+  }
   block_sums(squares, shared);
   const int64 channel = (int64(block.branch) * a.groups + block.group) * a.targets + block.first_target;
 #pragma unroll

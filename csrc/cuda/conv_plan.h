@@ -156,8 +156,7 @@ void conv_weight_grad(const ConvShape& shape, const WeightGradArguments<T>& a, T
     using Tile = decltype(tile);
     const int64_t blocks = weight_grad_blocks<T, Tile>(a) * a.parts;
     launch(&bsfast::conv_weight_grad<T, Tile>,
-           Grid{unsigned(narrow("the grid", blocks)), unsigned(kThreads), unsigned(weight_grad_shared_bytes<Tile>())},
-           a);
+           Grid{unsigned(narrow("the grid", blocks)), unsigned(kThreads), unsigned(Tile::SharedBytes)}, a);
   });
   launch(&bsfast::sum_parts<T>,
          Grid{unsigned(narrow("the grid", (count + kThreads - 1) / kThreads)), unsigned(kThreads), 0},

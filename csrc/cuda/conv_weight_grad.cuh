@@ -27,22 +27,18 @@ struct WeightGradArguments {
   int parts;
 };
 
-template <int Channels_, int Rows_, int Samples_>
-struct WeightGradTile {
-  static constexpr int Channels = Channels_, Rows = Rows_;
-  static constexpr int Samples = Samples_;  // of a vector
-};
-
 // A row of the input's side: where it reads, relative to a position's first tap without padding.
 struct InputRow {
   int64 offset;
   int row, column;
 };
 
-template <class Tile>
-constexpr int weight_grad_shared_bytes() {
-  return Tile::Rows * int(sizeof(InputRow)) + kWarps * Tile::Rows * int(sizeof(float));
-}
+template <int Channels_, int Rows_, int Samples_>
+struct WeightGradTile {
+  static constexpr int Channels = Channels_, Rows = Rows_;
+  static constexpr int Samples = Samples_;  // of a vector
+  static constexpr int SharedBytes = Rows * int(sizeof(InputRow)) + kWarps * Rows * int(sizeof(float));
+};
 
 // Counts a thread's units, kThreads apart, without a division for each.
 struct UnitCounter {

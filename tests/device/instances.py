@@ -1,0 +1,58 @@
+"""The kernel instances whose code is checked: at most 30, and what is expected of each."""
+
+from typing import NamedTuple
+
+
+class Instance(NamedTuple):
+    """One kernel, with its template arguments, and bounds of its code."""
+
+    name: str
+    argument: str
+    registers: dict[str, int]  # at most, by architecture
+    sass: dict[str, int]  # instructions, by the start of their name, and how many of each at least
+
+    @property
+    def declaration(self) -> str:
+        return f"template __global__ void {self.name}({self.argument});"
+
+
+def gather(storage: str, height: int, width: int, channels: int, samples: int, kernel: int) -> Instance:
+    tile = f"GatherTile<{height},{width},{channels},{samples},{kernel}>"
+    # Each target needs each tap of each sample once, and a window is loaded by whole vectors.
+    products = height * width * channels * samples * kernel**2
+    bits = (32 if storage == "float" else 16) * samples
+    load = "LDG.E" if bits == 32 else f"LDG.E.{bits if bits > 32 else f'U{bits}'}"
+    window = (height + kernel - 1) * (width + kernel - 1)
+    return Instance(
+        f"conv_gather<{storage},{tile}>",
+        f"const GatherArguments<{storage}>",
+        {"sm_70": 184, "sm_80": 168, "sm_90": 168},
+        {"FFMA": products, load: window},
+    )
+
+
+def weight_grad(storage: str, channels: int, rows: int, samples: int) -> Instance:
+    return Instance(
+        f"conv_weight_grad<{storage},WeightGradTile<{channels},{rows},{samples}>>",
+        f"const WeightGradArguments<{storage}>",
+        dict.fromkeys(("sm_70", "sm_80", "sm_90"), 168),
+        {"FFMA": channels * rows * samples},
+    )
+
+
+STORAGE = ("float", "Half", "BFloat16")
+GATHER_TILES = [(2, 2, 6, 2, 3), (2, 2, 8, 2, 3), (1, 4, 6, 2, 1), (1, 4, 8, 2, 1), (1, 4, 8, 1, 1)]
+WEIGHT_GRAD_TILES = [(6, 8, 2), (8, 8, 2), (8, 8, 1)]
+FEW_REGISTERS = dict.fromkeys(("sm_70", "sm_80", "sm_90"), 40)
+INSTANCES = [
+    *(gather(storage, *tile) for storage in STORAGE for tile in GATHER_TILES),
+    *(weight_grad(storage, *tile) for storage in STORAGE for tile in WEIGHT_GRAD_TILES),
+    Instance("sum_parts<float>", "const SumPartsArguments<float>", FEW_REGISTERS, {}),
+]
+SOURCE = "\n".join([
+    '#include "cuda/conv_gather.cuh"',
+    '#include "cuda/conv_weight_grad.cuh"',
+    "namespace bsfast {",
+    *(instance.declaration for instance in INSTANCES),
+    "}",
+])

@@ -1,0 +1,120 @@
+"""The code that CUDA's compilers make of the kernels: no spilled registers, no more registers than planned."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.device.instances import INSTANCES, SOURCE
+from tests.device.nvrtc import compile_cubin
+from tests.device.tools import ROOT, TOOLS, find, succeed
+
+MOST_INSTANCES = 30
+ARCHITECTURES = ["sm_70", "sm_80", "sm_90"]
+
+
+class Code(NamedTuple):
+    """What the compiler says of one kernel."""
+
+    local_bytes: list[int]  # stack frame, spill stores, spill loads
+    registers: int
+
+
+def plain_name(symbol: str) -> str:
+    """Return the name of a kernel as instances.py writes it."""
+    return re.sub(r"^void |bsfast::| |\(.*", "", succeed(find("c++filt"), symbol).strip())
+
+
+def read_log(log: str) -> dict[str, Code]:
+    """Read the report of ``ptxas -v``."""
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        local = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        assert local, part
+        assert registers, part
+        found[plain_name(part.split("'")[0])] = Code([int(size) for size in local.groups()], int(registers[1]))
+    return found
+
+
+def read_disassembly(text: str) -> dict[str, list[str]]:
+    """Read the instructions of each kernel."""
+    kernels = re.split(r"\n\s*\.section\s+\.text\.", text)[1:]
+    return {
+        plain_name(kernel.split(",")[0]): re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", kernel)
+        for kernel in kernels
+    }
+
+
+def nvcc(source: str, architecture: str, folder: Path) -> tuple[Path, str]:
+    file, cubin = folder / "kernels.cu", folder / "kernels.cubin"
+    file.write_text(source)
+    options = ["-std=c++17", "-cubin", f"-arch={architecture}", "-I", ROOT / "csrc", "-Xptxas", "-v"]
+    return cubin, succeed(find("nvcc"), *options, "-Werror", "all-warnings", "-o", cubin, file)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def compiled(request, tmp_path_factory):
+    """Compile all instances once for an architecture; sm_70 by NVRTC, which needs the kernels to include nothing."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param != "sm_70":
+        return request.param, *nvcc(SOURCE, request.param, folder)
+    library = next(TOOLS.rglob("libnvrtc.so.12"), None)
+    if library is None:
+        pytest.skip("libnvrtc.so.12 not found; tests/device/requirements.txt names its package")
+    options = [f"--gpu-architecture={request.param}", "--std=c++17", f"-I{ROOT / 'csrc'}", "--ptxas-options=-v"]
+    cubin, log = compile_cubin(library, SOURCE, options)
+    folder.joinpath("kernels.cubin").write_bytes(cubin)
+    return request.param, folder / "kernels.cubin", log
+
+
+@pytest.fixture(scope="module")
+def report(compiled):
+    architecture, _, log = compiled
+    return architecture, read_log(log)
+
+
+@pytest.fixture(scope="module")
+def instructions(compiled):
+    architecture, cubin, _ = compiled
+    if architecture == "sm_70":
+        pytest.skip("nvdisasm 13 does not read sm_70")
+    return read_disassembly(succeed(find("nvdisasm"), "-c", cubin))
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.name)
+def test_registers(report, instance):
+    architecture, kernels = report
+    code = kernels[instance.name]
+    assert code.local_bytes == [0, 0, 0]
+    assert code.registers <= instance.registers[architecture]
+
+
+@pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.name)
+def test_instructions(instructions, instance):
+    found = instructions[instance.name]
+    assert [name for name in found if name.startswith(("LDL", "STL"))] == []
+    for name, least in instance.sass.items():
+        assert sum(other == name or other.startswith(f"{name}.") for other in found) >= least, name
+
+
+def test_instances_are_those_of_the_plan(tmp_path):
+    assert len(INSTANCES) <= MOST_INSTANCES
+    _, log = nvcc(Path(__file__).with_name("plan.cu").read_text(), "sm_80", tmp_path)
+    assert {instance.name for instance in INSTANCES} <= read_log(log).keys()
+
+
+def test_reports_are_read():
+    spill = """ptxas info    : Compiling entry function '_Z1fv' for 'sm_80'
+ptxas info    : Function properties for _Z1fv
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers"""
+    assert read_log(spill) == {"f": Code([16, 12, 8], 168)}
+    sass = """
+	.section	.text._Z1fv,"ax",@progbits
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+        /*05e0*/              @!P0 LDL.64 R2, [R1] ;
+.L_x_1:
+        /*15f0*/                   FFMA R1, R2, R3, R1 ;"""
+    assert read_disassembly(sass) == {"f": ["IMAD.MOV.U32", "LDL.64", "FFMA"]}
