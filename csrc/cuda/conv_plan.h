@@ -85,17 +85,22 @@ GatherArguments<T> gather_arguments(ConvShape s, bool transposed, const T* sourc
   return a;
 }
 
+template <class T, class Tile>
+unsigned gather_blocks(const ConvShape& shape, const GatherArguments<T>& a) {
+  const int64_t branches = shape.shared_input && a.rows.transposed ? 1 : shape.branches;
+  const int64_t channel_tiles = (a.targets + Tile::Channels - 1) / Tile::Channels;
+  return unsigned(
+      narrow("the grid", branches * a.groups * a.rows.classes() * a.columns.classes() * a.parts * channel_tiles));
+}
+
 template <class T, class Launch>
 void conv_gather(const ConvShape& shape, const GatherArguments<T>& a, Launch launch) {
-  const int64_t branches = shape.shared_input && a.rows.transposed ? 1 : shape.branches;
   choose_gather_tile(a, [&](auto tile) {
     using Tile = decltype(tile);
-    const int64_t channel_tiles = (a.targets + Tile::Channels - 1) / Tile::Channels;
-    const int64_t blocks = branches * a.groups * a.rows.classes() * a.columns.classes() * a.parts * channel_tiles;
+    const unsigned blocks = gather_blocks<T, Tile>(shape, a);
     if (blocks == 0) return;
     launch(&bsfast::conv_gather<T, Tile>,
-           Grid{unsigned(narrow("the grid", blocks)), unsigned(kThreads), unsigned(Tile::SharedFloats * sizeof(float))},
-           a);
+           Grid{blocks, unsigned(kThreads), unsigned(Tile::SharedFloats * sizeof(float))}, a);
   });
 }
 

@@ -74,6 +74,31 @@ void test_missing_second_barrier() {
   expect(found > 0, "a missing second barrier shows in some order");
 }
 
+// Writes over what another warp may still read: only a warp that overtakes the others shows it.
+__global__ void overtake(const int* from, int* to, bool barrier) {
+  int* shared = bsfast::shared_memory<int>();
+  shared[threadIdx.x] = from[threadIdx.x];
+  __syncthreads();
+  const int sum = __shfl_xor_sync(0xffffffffu, shared[threadIdx.x ^ 32], 1);
+  if (barrier) __syncthreads();
+  shared[threadIdx.x] = 0;
+  to[threadIdx.x] = sum;
+}
+
+void test_overtaking() {
+  Memory<int> from(64), to(64);
+  std::vector<int> truth(64);
+  for (int i = 0; i < 64; ++i) from.data[i] = i * i + 1;
+  for (int i = 0; i < 64; ++i) truth[size_t(i)] = from.data[i ^ 33];
+  for (Order order : kOrders) {
+    const Launch launch{{1, 1, 1}, {64, 1, 1}, 64 * sizeof(int), order, 7};
+    run(launch, [&] { overtake(from.data, to.data, true); });
+    expect(agrees(to, truth), "one warp behind another, with a barrier");
+    run(launch, [&] { overtake(from.data, to.data, false); });
+    expect(!agrees(to, truth), "a warp that overtakes another shows");
+  }
+}
+
 void test_divergence() {
   const Launch launch{{1, 1, 1}, {64, 1, 1}, 0, Order::random, 1};
   expect_error("thread 0 waits for its block", [&] {
@@ -208,6 +233,7 @@ int main(int count, char** arguments) {
   }
   test_missing_barrier();
   test_missing_second_barrier();
+  test_overtaking();
   test_divergence();
   test_shuffle();
   test_shared_memory_is_poisoned();

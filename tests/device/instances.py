@@ -8,7 +8,7 @@ class Instance(NamedTuple):
 
     name: str
     argument: str
-    registers: dict[str, int]  # at most, by architecture
+    registers: dict[str, int]  # at most, by architecture; it is not compiled for others
     sass: dict[str, int]  # instructions, by the start of their name, and how many of each at least
 
     @property
@@ -37,6 +37,17 @@ def weight_grad(storage: str, channels: int, rows: int, samples: int) -> Instanc
         f"const WeightGradArguments<{storage}>",
         dict.fromkeys(("sm_70", "sm_80", "sm_90"), 168),
         {"FFMA": channels * rows * samples},
+    )
+
+
+def matrix(storage: str, channel_tiles: int) -> Instance:
+    pixels = 8
+    multiply = "HMMA.16816.F32" + (".BF16" if storage == "BFloat16" else "")
+    return Instance(
+        f"conv_gather_matrix<{storage},MatrixTile<{channel_tiles}>>",
+        f"const MatrixGatherArguments<{storage}>",
+        dict.fromkeys(("sm_80", "sm_90"), 168),
+        {multiply: pixels * channel_tiles, "LDSM.16.MT88.4": pixels},
     )
 
 

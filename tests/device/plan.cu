@@ -1,5 +1,5 @@
 // Every kernel that the plan may start, to be compiled only.
-#include "cuda/conv_plan.h"
+#include "cuda/conv_matrix_plan.h"
 
 namespace bsfast {
 namespace {
@@ -17,9 +17,17 @@ void start(const ConvShape& s) {
   cuda::conv_weight_grad(s, cuda::weight_grad_arguments<T>(s, nullptr, nullptr), static_cast<T*>(nullptr), Launcher{});
 }
 
+template <class T>
+void start_on_matrix_units(const ConvShape& s) {
+  const auto arguments = cuda::matrix_arguments(cuda::gather_arguments<T>(s, true, nullptr, nullptr, nullptr));
+  if (arguments) cuda::conv_gather_matrix(s, *arguments, Launcher{});
+}
+
 }  // namespace
 
 void start_all(const ConvShape& s) {
+  start_on_matrix_units<Half>(s);
+  start_on_matrix_units<BFloat16>(s);
   start<float>(s);
   start<Half>(s);
   start<BFloat16>(s);

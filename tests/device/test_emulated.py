@@ -8,7 +8,8 @@ from tests.device.tools import ROOT, find, run, succeed
 
 BUILD = ROOT / "build" / "device-tests"
 SETTINGS = ["-DBSFAST_WERROR=ON", "-DBSFAST_SANITIZE=address,undefined", "-DBSFAST_DEVICE_TESTS=ON"]
-TESTS = ["emulation_test", "ucontext_test", "conv_gather_test", "conv_weight_grad_test", "batch_norm_test"]
+KERNELS = ["conv_gather_test", "conv_gather_matrix_test", "conv_weight_grad_test", "batch_norm_test"]
+TESTS = ["emulation_test", "ucontext_test", *KERNELS]
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ std::string place(const Thread& thread, size_t number) {
          ":" + std::to_string(thread.line);
 }
 
-[[noreturn]] void fail_waiting() {
+[[noreturn]] bool fail_waiting() {
   std::string text = "device code: all threads must meet at the same place, got ";
   const std::string first = place(*block.threads[0], 0);
   for (size_t i = 1; i < block.threads.size(); ++i) {
@@ -73,6 +73,45 @@ bool release_block() {
       return false;
   for (const auto& thread : block.threads) thread->state = State::ready;
   return true;
+}
+
+bool all_returned() {
+  return std::all_of(block.threads.begin(), block.threads.end(),
+                     [](const auto& thread) { return thread->state == State::returned; });
+}
+
+// The block's threads by number, warp by warp.
+std::vector<unsigned> order_of(size_t count, std::mt19937& random) {
+  std::vector<unsigned> warps((count + kLanes - 1) / kLanes), order;
+  std::iota(warps.begin(), warps.end(), 0u);
+  if (block.launch.order == Order::reverse) std::reverse(warps.begin(), warps.end());
+  if (block.launch.order == Order::random) std::shuffle(warps.begin(), warps.end(), random);
+  for (unsigned warp : warps) {
+    const auto begin = std::ptrdiff_t(order.size());
+    for (unsigned i = warp * kLanes; i < std::min<size_t>((warp + 1) * kLanes, count); ++i) order.push_back(i);
+    if (block.launch.order == Order::reverse) std::reverse(order.begin() + begin, order.end());
+    if (block.launch.order == Order::random) std::shuffle(order.begin() + begin, order.end(), random);
+  }
+  return order;
+}
+
+// Each warp goes as far as it can before the next begins: side by side, they would hide that one may overtake another.
+void run_to_barrier(const std::vector<unsigned>& order) {
+  for (size_t first = 0, last = 0; first < order.size(); first = last) {
+    while (last < order.size() && order[last] / kLanes == order[first] / kLanes) ++last;
+    for (bool ran = true; ran;) {
+      ran = false;
+      for (size_t i = first; i < last; ++i) {
+        Thread& thread = *block.threads[order[i]];
+        if (thread.state != State::ready) continue;
+        block.current = &thread;
+        block.current_number = order[i];
+        thread.fibre.run();
+        if (!block.failure.empty()) throw std::runtime_error("device code: " + block.failure);
+        ran = true;
+      }
+    }
+  }
 }
 
 void run_block() {
@@ -94,27 +133,9 @@ void run_block() {
   block.shared.reset(new char[block.launch.shared_bytes]);
   std::memset(block.shared.get(), 0xff, block.launch.shared_bytes);
   std::mt19937 random(block.launch.seed + block.index.x);
-  std::vector<unsigned> order(count);
-  std::iota(order.begin(), order.end(), 0u);
-  if (block.launch.order == Order::reverse) std::reverse(order.begin(), order.end());
-  for (;;) {
-    if (block.launch.order == Order::random) std::shuffle(order.begin(), order.end(), random);
-    bool ran = false;
-    for (unsigned number : order) {
-      Thread& thread = *block.threads[number];
-      if (thread.state != State::ready) continue;
-      block.current = &thread;
-      block.current_number = number;
-      thread.fibre.run();
-      if (!block.failure.empty()) throw std::runtime_error("device code: " + block.failure);
-      ran = true;
-    }
-    if (ran) continue;
-    if (std::all_of(block.threads.begin(), block.threads.end(),
-                    [](const auto& thread) { return thread->state == State::returned; }))
-      return;
-    if (!release_block()) fail_waiting();
-  }
+  do {
+    run_to_barrier(order_of(count, random));
+  } while (!all_returned() && (release_block() || fail_waiting()));
 }
 
 void check(bool ok, const char* what, size_t got) {

@@ -64,6 +64,21 @@ namespace bsfast {
 inline float half_to_float(unsigned short bits) { return emulation::half_to_float(bits); }
 inline unsigned short half_from_float(float value) { return emulation::half_from_float(value); }
 
+inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+  emulation::load_matrices(to, row, true, __builtin_FILE(), __builtin_LINE());
+}
+
+template <class T>
+float widen(uint16_t bits) {
+  T value;
+  value.bits = bits;
+  return to_float(value);
+}
+template <class T>
+void multiply_matrices(T, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  emulation::multiply_16x8x16<widen<T>>(d, a, b, __builtin_FILE(), __builtin_LINE());
+}
+
 template <class T>
 T* shared_memory() {
   return static_cast<T*>(emulation::shared_memory());

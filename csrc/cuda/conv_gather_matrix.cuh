@@ -1,0 +1,223 @@
+// The sums of conv_gather.cuh for 16-bit storage on the matrix units of sm_80 and later: 16 samples x 8 target channels
+// are the result of one instruction, and 16 pairs (source channel, tap) what it sums over. The pairs are numbered
+// through, so that narrow branches waste little: 6 channels x 9 taps fill 54 of 64.
+//
+// A block owns Height x Width targets of one class, 64 samples and one tile of target channels of one group; a warp
+// owns 16 of the samples. The source that the block needs of some channels lies in shared memory as one row of 64
+// samples for each pixel, and a table says where each pair's row is, for every kernel, stride and dilation alike.
+#pragma once
+
+#include "cuda/conv_gather.cuh"
+#include "cuda/matrix.cuh"
+
+namespace bsfast {
+
+template <int ChannelTiles_>
+struct MatrixTile {
+  static constexpr int Height = 2, Width = 4;  // targets
+  static constexpr int Pixels = Height * Width;
+  static constexpr int ChannelTiles = ChannelTiles_;  // of one instruction
+  static constexpr int Channels = 8 * ChannelTiles;
+  static constexpr int Depth = 16;                      // pairs of one instruction
+  static constexpr int Samples = 16 * kWarps;           // of a block
+  static constexpr int Pieces = Samples / 8;            // of 16 bytes, of a row in shared memory
+  static constexpr int WeightPadding = 8;               // keeps the lanes' loads in different banks
+  static constexpr int OutputRows = Pixels * Channels;  // the results pass through the same memory
+};
+
+// Sizes in shared memory: pixels of a channel's window, channels and pairs at a time.
+struct MatrixWindow {
+  int height, width, chunk, depth;
+
+  __host__ __device__ int rows() const { return height * width * chunk + 1; }  // the last holds zeros
+
+  template <class Tile>
+  __host__ __device__ int shared_bytes() const {
+    const int used = rows() > Tile::OutputRows ? rows() : Tile::OutputRows;
+    return used * Tile::Samples * 2 + Tile::Channels * (depth + Tile::WeightPadding) * 2 + depth * int(sizeof(int));
+  }
+};
+
+template <class T>
+struct MatrixGatherArguments {
+  GatherArguments<T> gather;
+  MatrixWindow window;
+};
+
+// A piece of a row: 8 samples. Pieces are stored in an order that depends on the row, so that 8 rows of one piece lie
+// in different banks.
+template <class Tile, class T>
+BSFAST_DEVICE T* piece_of(T* rows, int row, int piece) {
+  return rows + row * Tile::Samples + (piece ^ (row & (Tile::Pieces - 1))) * 8;
+}
+
+// Copies the source of channels [first, first + count) to shared memory; zero outside the image and beyond the samples.
+template <class Tile, class T>
+BSFAST_DEVICE void stage_source(const GatherArguments<T>& a, const MatrixWindow& window, const GatherBlock<Tile>& block,
+                                int low_row, int low_column, int first_sample, int first, int count, T* rows) {
+  const int pixels = window.height * window.width;
+  const int64 plane = int64(a.rows.source) * a.columns.source * a.samples;
+  const int64 channel = (int64(a.shared_source ? 0 : block.branch) * a.groups + block.group) * a.sources + first;
+#pragma unroll 1
+  for (int at = int(threadIdx.x); at < count * pixels * Tile::Pieces; at += kThreads) {
+    const int piece = at % Tile::Pieces, row = at / Tile::Pieces, c = row / pixels, pixel = row % pixels;
+    const int y = low_row + pixel / window.width, x = low_column + pixel % window.width;
+    const int sample = first_sample + piece * 8;
+    Vector<T, 8> values = {};
+    if (unsigned(y) < unsigned(a.rows.source) && unsigned(x) < unsigned(a.columns.source) && sample < a.samples) {
+      const T* from = a.source + (channel + c) * plane + (int64(y) * a.columns.source + x) * a.samples + sample;
+      values = *reinterpret_cast<const Vector<T, 8>*>(from);
+      if (a.normalise.scale != nullptr) {
+        const int64 of = (a.shared_source ? int64(block.group) * a.sources + first : channel) + c;
+        const float scale = a.normalise.scale[of], shift = a.normalise.shift[of];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float value = to_float(values.of[i]) * scale + shift;
+          from_float(a.normalise.relu ? maximum(value, 0.0f) : value, values.of[i]);
+        }
+      }
+    }
+    *reinterpret_cast<Vector<T, 8>*>(piece_of<Tile>(rows, row, piece)) = values;
+  }
+}
+
+// Copies the weights of the same channels to shared memory as [target channel][pair], and writes each pair's row; pairs
+// beyond the last multiply a row of zeros by zero.
+template <class Tile, class T>
+BSFAST_DEVICE void stage_pairs(const GatherArguments<T>& a, const MatrixWindow& window, const GatherBlock<Tile>& block,
+                               const Taps& rows, const Taps& columns, int first, int pairs, int depth, T* weights,
+                               int* table) {
+  const bool transposed = a.rows.transposed;
+  const int taps = a.rows.kernel * a.columns.kernel, in_channels = transposed ? a.targets : a.sources;
+  const int64 source_stride = transposed ? int64(in_channels) * taps : taps;
+  const int64 target_stride = transposed ? taps : int64(in_channels) * taps;
+  const T* from = a.weight + (int64(block.branch) * a.groups + block.group) * a.sources * a.targets * taps;
+  const int class_taps = rows.count * columns.count;
+#pragma unroll 1
+  for (int k = int(threadIdx.x); k < depth; k += kThreads) {
+    const int c = k / class_taps, i = k % class_taps / columns.count, j = k % columns.count;
+    table[k] = k < pairs ? (c * window.height + i * rows.offset_step) * window.width + j * columns.offset_step : -1;
+    const int row = rows.first + i * rows.kernel_step, column = columns.first + j * columns.kernel_step;
+    const T* weight = from + (first + c) * source_stride + row * a.columns.kernel + column;
+    for (int o = 0; o < Tile::Channels; ++o) {
+      T value = {};
+      if (k < pairs && block.first_target + o < a.targets) value = weight[(block.first_target + o) * target_stride];
+      weights[o * (window.depth + Tile::WeightPadding) + k] = value;
+    }
+  }
+}
+
+// Count, mean and squared deviations of each channel's results in shared memory. A warp owns a channel at a time.
+template <class Tile, class T>
+BSFAST_DEVICE void write_statistics(const GatherArguments<T>& a, const GatherBlock<Tile>& block, const T* results,
+                                    int height, int width, int samples) {
+  const int lane = int(threadIdx.x % kLanes), count = height * width * samples;
+  for (int o = int(threadIdx.x / kLanes); o < Tile::Channels && block.first_target + o < a.targets; o += kWarps) {
+    float mean = 0, squares = 0;
+    for (int round = 0; round < 2; ++round) {
+      float sum[1] = {0};
+      for (int at = lane; at < count; at += int(kLanes)) {
+        const int n = at % samples, p = at / samples / width * Tile::Width + at / samples % width;
+        const float value = to_float(piece_of<Tile>(results, p * Tile::Channels + o, n / 8)[n % 8]);
+        sum[0] += round == 0 ? value : (value - mean) * (value - mean);
+      }
+      squares = lane_sums(sum);
+      if (round == 0) mean = squares / float(count);
+    }
+    if (lane != 0) continue;
+    const int64 channel = (int64(block.branch) * a.groups + block.group) * a.targets + block.first_target + o;
+    float* to = a.statistics + (channel * a.parts + block.part) * 3;
+    to[0] = float(count);
+    to[1] = mean;
+    to[2] = squares;
+  }
+}
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(kThreads, 3) conv_gather_matrix(const MatrixGatherArguments<T> arguments) {
+  const GatherArguments<T>& a = arguments.gather;
+  const MatrixWindow& window = arguments.window;
+  const int most_rows = window.rows() > Tile::OutputRows ? window.rows() : Tile::OutputRows;
+  T* const rows = shared_memory<T>();
+  T* const weights = rows + most_rows * Tile::Samples;
+  int* const table = reinterpret_cast<int*>(weights + Tile::Channels * (window.depth + Tile::WeightPadding));
+
+  const GatherBlock<Tile> block(a);
+  const Taps row_taps = taps_of(a.rows, block.row_class), column_taps = taps_of(a.columns, block.column_class);
+  const int class_rows = a.rows.targets(block.row_class), class_columns = a.columns.targets(block.column_class);
+  const int sample_tiles = (a.samples + Tile::Samples - 1) / Tile::Samples;
+  const int across = (a.columns.targets(0) + Tile::Width - 1) / Tile::Width;
+  const int first_sample = block.part % sample_tiles * Tile::Samples;
+  const int q_column = block.part / sample_tiles % across * Tile::Width;
+  const int q_row = block.part / sample_tiles / across * Tile::Height;
+  const int height = min(Tile::Height, class_rows - q_row), width = min(Tile::Width, class_columns - q_column);
+  if (height <= 0 || width <= 0) return;  // the whole block
+
+  const int lane = int(threadIdx.x % kLanes), warp = int(threadIdx.x / kLanes);
+  const int zeros = window.rows() - 1;
+  float sum[Tile::Pixels][Tile::ChannelTiles][4] = {};
+  const int class_taps = row_taps.count * column_taps.count;
+  for (int first = 0; class_taps > 0 && first < a.sources; first += window.chunk) {
+    const int count = min(window.chunk, a.sources - first), pairs = count * class_taps;
+    const int depth = (pairs + Tile::Depth - 1) / Tile::Depth * Tile::Depth;
+    __syncthreads();
+    stage_source<Tile>(a, window, block, q_row * a.rows.step() + row_taps.low,
+                       q_column * a.columns.step() + column_taps.low, first_sample, first, count, rows);
+    if (int(threadIdx.x) < Tile::Pieces) {
+      const Vector<T, 8> nothing = {};
+      *reinterpret_cast<Vector<T, 8>*>(piece_of<Tile>(rows, zeros, int(threadIdx.x))) = nothing;
+    }
+    stage_pairs<Tile>(a, window, block, row_taps, column_taps, first, pairs, depth, weights, table);
+    __syncthreads();
+    for (int k = 0; k < depth; k += Tile::Depth) {
+      // Matrices 0 to 3 of an instruction's first factor: pairs 0-7 or 8-15 (lane / 16), samples 0-7 or 8-15.
+      const int row = table[k + lane / 16 * 8 + lane % 8], piece = warp * 2 + lane / 8 % 2;
+      unsigned right[Tile::ChannelTiles][2];
+#pragma unroll
+      for (int o = 0; o < Tile::ChannelTiles; ++o) {
+        const T* from = weights + (o * 8 + lane / 4) * (window.depth + Tile::WeightPadding) + k + lane % 4 * 2;
+        right[o][0] = *reinterpret_cast<const unsigned*>(from);
+        right[o][1] = *reinterpret_cast<const unsigned*>(from + 8);
+      }
+#pragma unroll
+      for (int h = 0; h < Tile::Height; ++h)
+#pragma unroll
+        for (int w = 0; w < Tile::Width; ++w) {
+          const int pixel = h * a.rows.step() * window.width + w * a.columns.step();
+          unsigned left[4];
+          load_matrices_transposed(left, piece_of<Tile>(rows, row < 0 ? zeros : row + pixel, piece));
+#pragma unroll
+          for (int o = 0; o < Tile::ChannelTiles; ++o)
+            multiply_matrices(T{}, sum[h * Tile::Width + w][o], left, right[o]);
+        }
+    }
+  }
+
+  // Through shared memory, so that the stores are of 16 bytes; a warp has read, and writes, its own samples only.
+  __syncwarp();
+#pragma unroll
+  for (int p = 0; p < Tile::Pixels; ++p)
+#pragma unroll
+    for (int o = 0; o < Tile::ChannelTiles; ++o)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int sample = warp * 16 + lane / 4 + i / 2 * 8, channel = o * 8 + lane % 4 * 2 + i % 2;
+        from_float(sum[p][o][i], piece_of<Tile>(rows, p * Tile::Channels + channel, sample / 8)[sample % 8]);
+      }
+  __syncthreads();
+  const int64 plane = int64(a.rows.target) * a.columns.target * a.samples;
+  T* to = a.target + ((int64(block.branch) * a.groups + block.group) * a.targets + block.first_target) * plane;
+  for (int at = int(threadIdx.x); at < Tile::OutputRows * Tile::Pieces; at += kThreads) {
+    const int piece = at % Tile::Pieces, row = at / Tile::Pieces, o = row % Tile::Channels, p = row / Tile::Channels;
+    const int h = p / Tile::Width, w = p % Tile::Width, sample = first_sample + piece * 8;
+    if (h >= height || w >= width || block.first_target + o >= a.targets || sample >= a.samples) continue;
+    const int y = (q_row + h) * a.rows.classes() + block.row_class;
+    const int x = (q_column + w) * a.columns.classes() + block.column_class;
+    *reinterpret_cast<Vector<T, 8>*>(to + o * plane + (int64(y) * a.columns.target + x) * a.samples + sample) =
+        *reinterpret_cast<const Vector<T, 8>*>(piece_of<Tile>(rows, row, piece));
+  }
+  if (a.statistics != nullptr)
+    write_statistics<Tile>(a, block, rows, height, width, min(Tile::Samples, a.samples - first_sample));
+}
+
+}  // namespace bsfast
