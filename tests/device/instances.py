@@ -59,11 +59,13 @@ INSTANCES = [
     *(gather(storage, *tile) for storage in STORAGE for tile in GATHER_TILES),
     *(weight_grad(storage, *tile) for storage in STORAGE for tile in WEIGHT_GRAD_TILES),
     Instance("sum_parts<float>", "const SumPartsArguments<float>", FEW_REGISTERS, {}),
+    *(matrix("Half", tiles) for tiles in (1, 2, 3)),
+    matrix("BFloat16", 3),
 ]
-SOURCE = "\n".join([
-    '#include "cuda/conv_gather.cuh"',
-    '#include "cuda/conv_weight_grad.cuh"',
-    "namespace bsfast {",
-    *(instance.declaration for instance in INSTANCES),
-    "}",
-])
+
+
+def source(architecture: str) -> str:
+    """Return a file that instantiates what is compiled for an architecture."""
+    kernels = [instance.declaration for instance in INSTANCES if architecture in instance.registers]
+    headers = ["conv_gather_matrix.cuh", "conv_weight_grad.cuh"]
+    return "\n".join([*(f'#include "cuda/{header}"' for header in headers), "namespace bsfast {", *kernels, "}"])
