@@ -2,7 +2,7 @@
 #include "emulation/cuda.h"
 // The emulation comes before device code.
 #include "conv_problem.h"
-#include "cuda/batch_norm.cuh"
+#include "cuda/batch_norm_plan.h"
 #include "cuda/conv_plan.h"
 #include "emulation/launch.h"
 
@@ -37,7 +37,7 @@ void test_statistics(const ConvShape& s) {
     const emulation::Launcher launch{order};
     for (Memory<float>* memory : {&partial, &results}) memory->poison();
     cuda::conv_gather(s, arguments, launch);
-    launch(merge_statistics, {unsigned((channels + kWarps - 1) / kWarps), unsigned(kThreads), 0}, merge);
+    cuda::merge_statistics(merge, launch);
     if (order == Order::forward) first.assign(to, to + 5 * channels);
     expect(std::memcmp(first.data(), to, results.bytes()) == 0, "statistics depend on the order of threads");
   }

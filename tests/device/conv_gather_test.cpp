@@ -39,9 +39,22 @@ void test_storage() {
   }
 }
 
+void test_errors() {
+  const auto plan = [](const ConvShape& s, bool transposed) {
+    cuda::gather_arguments<float>(s, transposed, nullptr, nullptr, nullptr);
+  };
+  ConvShape s{2, 1, 1 << 20, 1, 3, 3, {64, 64}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false};
+  expect_error("conv2d: elements of one channel must be below 2^31 on CUDA, got 4567597056", [&] { plan(s, false); });
+  s.samples = int64_t(1) << 31;
+  expect_error("conv2d: the number of samples must be below 2^31 on CUDA, got 2147483648", [&] { plan(s, true); });
+  s = {2, 1, 4, 3, 3, 3, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, true};
+  expect_error("groups must be 1 for the gradient of a shared input, got 3", [&] { plan(s, true); });
+}
+
 }  // namespace
 
 int main() {
+  test_errors();
   test_storage<float>();
   test_storage<Half>();
   test_storage<BFloat16>();

@@ -13,7 +13,7 @@ class Instance(NamedTuple):
 
     @property
     def declaration(self) -> str:
-        return f"template __global__ void {self.name}({self.argument});"
+        return f"template __global__ void {self.name}({self.argument});" if "<" in self.name else ""
 
 
 def gather(storage: str, height: int, width: int, channels: int, samples: int, kernel: int) -> Instance:
@@ -59,6 +59,7 @@ INSTANCES = [
     *(gather(storage, *tile) for storage in STORAGE for tile in GATHER_TILES),
     *(weight_grad(storage, *tile) for storage in STORAGE for tile in WEIGHT_GRAD_TILES),
     Instance("sum_parts<float>", "const SumPartsArguments<float>", FEW_REGISTERS, {}),
+    Instance("merge_statistics", "const MergeArguments", FEW_REGISTERS, {"SHFL.BFLY": 15}),
     *(matrix("Half", tiles) for tiles in (1, 2, 3)),
     matrix("BFloat16", 3),
 ]
@@ -67,5 +68,5 @@ INSTANCES = [
 def source(architecture: str) -> str:
     """Return a file that instantiates what is compiled for an architecture."""
     kernels = [instance.declaration for instance in INSTANCES if architecture in instance.registers]
-    headers = ["conv_gather_matrix.cuh", "conv_weight_grad.cuh"]
+    headers = ["batch_norm.cuh", "conv_gather_matrix.cuh", "conv_weight_grad.cuh"]
     return "\n".join([*(f'#include "cuda/{header}"' for header in headers), "namespace bsfast {", *kernels, "}"])

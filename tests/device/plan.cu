@@ -1,4 +1,5 @@
 // Every kernel that the plan may start, to be compiled only.
+#include "cuda/batch_norm_plan.h"
 #include "cuda/conv_matrix_plan.h"
 
 namespace bsfast {
@@ -28,6 +29,7 @@ void start_on_matrix_units(const ConvShape& s) {
 void start_all(const ConvShape& s) {
   start_on_matrix_units<Half>(s);
   start_on_matrix_units<BFloat16>(s);
+  cuda::merge_statistics({}, Launcher{});
   start<float>(s);
   start<Half>(s);
   start<BFloat16>(s);

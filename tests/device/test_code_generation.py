@@ -107,6 +107,12 @@ def test_instances_are_those_of_the_plan(tmp_path):
     assert {instance.name for instance in INSTANCES} <= read_log(log).keys()
 
 
+def test_device_code_includes_device_code_only():
+    for path in ROOT.glob("csrc/cuda/*.cuh"):
+        included = re.findall(r"(?m)^\s*#\s*include\s*(\S+)", path.read_text())
+        assert [name for name in included if not re.fullmatch(r'"cuda/\w+\.cuh"', name)] == [], path.name
+
+
 def test_reports_are_read():
     spill = """ptxas info    : Compiling entry function '_Z1fv' for 'sm_80'
 ptxas info    : Function properties for _Z1fv

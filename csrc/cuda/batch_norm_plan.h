@@ -1,0 +1,16 @@
+// With what grid batch normalisation's kernels run: host code, without CUDA.
+#pragma once
+
+#include "cuda/batch_norm.cuh"
+#include "cuda/conv_plan.h"
+
+namespace bsfast::cuda {
+
+template <class Launch>
+void merge_statistics(const MergeArguments& a, Launch launch) {
+  if (a.channels == 0) return;
+  const int blocks = narrow("the grid", (a.channels + kWarps - 1) / kWarps);
+  launch(&bsfast::merge_statistics, Grid{unsigned(blocks), unsigned(kThreads), 0}, a);
+}
+
+}  // namespace bsfast::cuda
