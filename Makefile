@@ -18,7 +18,7 @@ test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
 	$(BIN)/python -m pytest
 
 test-device: $(VENV)/.installed build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
-	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device
+	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs
 
 bench: $(VENV)/.built  ## speed, next to stock PyTorch and the hardware's limit, in at most 15 minutes
 	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only -rs -m "not full"
