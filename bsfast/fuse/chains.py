@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bsfast.fuse.function_rules import as_written
-from bsfast.fuse.steps import Ref, Step, refs, renewed
+from bsfast.fuse.steps import Ref, Step, module_at, refs, renewed
 from bsfast.nn import BatchNorm, Conv2d
 
 _ADD = {operator.add, torch.add, "add"}
@@ -128,7 +128,7 @@ class _Finder:
         return step.op in {"call_function", "call_method"} and step.target in _RELU and len(step.args) == 1
 
     def _module(self, step: Step) -> nn.Module:
-        return self.net.get_submodule(step.target)
+        return module_at(self.net, step.target)
 
     def _only_users(self, step: Step, gone: Set[str]) -> list[Step]:
         """The one step that takes a value, and what puts its result in the value's place, if it was written so."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bsfast.fuse.chains import Chain
+from bsfast.fuse.steps import module_at
 from bsfast.fuse.values import PerBranch
 from bsfast.nn import BatchNorm, Conv2d, joined
 
@@ -24,7 +25,7 @@ def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None
     """
     if torch.compiler.is_compiling():
         return "torch.compile takes the parts"
-    modules = [net.get_submodule(part.target) for part in chain.parts if part.op == "call_module"]
+    modules = [module_at(net, part.target) for part in chain.parts if part.op == "call_module"]
     if any(is_watched(module) for module in modules):
         return "a hook watches a part"
     norm, conv = _layers(chain, net)
@@ -67,7 +68,7 @@ def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
     tensor, moments = (x.tensor, x.moments) if isinstance(x, PerBranch) else (x, None)
     other = None if residual is None else residual.tensor
     if conv is None:
-        layer: nn.Module = net.get_submodule(chain.parts[0].target)
+        layer: nn.Module = module_at(net, chain.parts[0].target)
         return PerBranch(layer(tensor, residual=other, relu=chain.relu, moments=moments))
     if chain.describes:
         y, own_moments, passed = joined.norm_conv2d(tensor, norm, conv, relu=chain.relu, moments=moments)
@@ -78,8 +79,8 @@ def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
 
 
 def _layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | None]:
-    norm: Any = None if chain.norm is None else net.get_submodule(chain.norm)
-    conv: Any = None if chain.conv is None else net.get_submodule(chain.conv)
+    norm: Any = None if chain.norm is None else module_at(net, chain.norm)
+    conv: Any = None if chain.conv is None else module_at(net, chain.conv)
     return norm, conv
 
 

@@ -13,7 +13,7 @@ from bsfast.fuse.chains import join
 from bsfast.fuse.functions import FUNCTIONS, is_random
 from bsfast.fuse.inplace import may_alias
 from bsfast.fuse.rewrites import rewrite
-from bsfast.fuse.steps import Ref, Step
+from bsfast.fuse.steps import Ref, Step, module_at
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.layout import to_batch_last
 from bsfast.nn import BatchNorm
@@ -69,7 +69,7 @@ class Program:
     def schedule(self, net: nn.Module) -> tuple[Step, ...]:
         """Those with chains joined: what runs. It depends on which normalisations use the batch's statistics."""
         paths = [step.target for step in self.steps if step.op == "call_module" and step.target]
-        layers = [net.get_submodule(path) for path in paths]
+        layers = [module_at(net, path) for path in paths]
         key = tuple(layer.uses_batch for layer in layers if isinstance(layer, BatchNorm))
         if key not in self._schedules:
             self._schedules[key] = join(self.rewritten(net), net)
@@ -171,7 +171,7 @@ def _resolve(argument: Any, values: dict[str, Any]) -> Any:
 
 def layer_at(net: nn.Module, path: str) -> nn.Module:
     """Return the module that computes a step; if the whole branch is one layer, its path is empty."""
-    return net.get_submodule(path) if path else net._layers[0]  # type: ignore[index,return-value]
+    return module_at(net, path) if path else net._layers[0]  # type: ignore[index,return-value]
 
 
 def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[str, Any], branches: int) -> Any:
@@ -219,7 +219,7 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
 
 def rewrite_applies(step: Step, net: nn.Module, values: dict[str, Any]) -> bool:
     """Say whether a rewritten step runs as such on these values, or as its parts."""
-    module = net.get_submodule(step.target.parts[step.target.conv].target)
+    module = module_at(net, step.target.parts[step.target.conv].target)
     return not joined.is_watched(module) and step.target.fits(module, values[step.args[0].name])
 
 
@@ -230,7 +230,7 @@ def _run_rewrite(step: Step, net: nn.Module, values: dict[str, Any], branches: i
     first, second = step.target.parts
     if not rewrite_applies(step, net, values):
         return run(second, values | {first.name: run(first, values)})
-    module = net.get_submodule(step.target.parts[step.target.conv].target)
+    module = module_at(net, step.target.parts[step.target.conv].target)
     return step.target.compute(module, values[step.args[0].name], run)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from torch import nn
 from torch.utils import _pytree as pytree
 
 
@@ -37,6 +38,15 @@ class Step:
     scope: str
     last_use_of: tuple[str, ...]
     is_random: bool
+
+
+def module_at(net: nn.Module, path: str) -> nn.Module:
+    """As ``net.get_submodule(path)``, of which every call takes as long as a small operator."""
+    module: Any = net
+    for name in path.split("."):
+        module = module._modules[name]
+    found: nn.Module = module
+    return found
 
 
 def renewed(steps: Sequence[Step]) -> Iterator[Step]:
