@@ -28,6 +28,10 @@ def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None
     modules = [module_at(net, part.target) for part in chain.parts if part.op == "call_module"]
     if any(is_watched(module) for module in modules):
         return "a hook watches a part"
+    types = {chain.norm: BatchNorm, chain.conv: Conv2d}
+    paths = [part.target for part in chain.parts if part.op == "call_module"]
+    if any(type(module) is not types.get(path, nn.ReLU) for path, module in zip(paths, modules, strict=True)):
+        return "another module took the place of a part"
     norm, conv = _layers(chain, net)
     if norm is not None and not isinstance(norm.settings, nn.BatchNorm2d):
         return "not a normalisation of images"
@@ -86,8 +90,9 @@ def _layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | No
 
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks expect the module's own input, output or gradients."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(own) or any(getattr(nn.modules.module, f"_global_{name}") for name in names)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

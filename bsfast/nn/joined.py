@@ -21,6 +21,10 @@ def why_not_norm_conv2d(x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu
     own: Any = conv.settings
     if x.shape[-3] != own.in_channels or 0 in x.shape:
         return "the input has another number of channels, or no values"
+    if min(ops.output_shape(x.shape, conv.weight.shape, *_geometry(conv)[:3])[-2:]) < 1:
+        return "the kernel is larger than the padded input"
+    if norm is not None and not _fits(norm, own.in_channels, x.dtype):
+        return "the normalisation has another number of channels, or another dtype"
     before = None if norm is None else _norm(norm, relu, None)
     chosen = ops.plan_norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
     if chosen.algorithm != "native":
@@ -60,6 +64,8 @@ def why_not_conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residua
     shape = ops.output_shape(x.shape, conv.weight.shape, *_geometry(conv)[:3])
     if residual is not None and residual.shape != shape:
         return "the other value of the sum has another shape"
+    if norm is not None and not _fits(norm, conv.weight.shape[1], x.dtype):
+        return "the normalisation has another number of channels, or another dtype"
     return why_not_norm_conv2d(x, None, conv, relu=False)
 
 
@@ -81,6 +87,12 @@ def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tenso
         scale, shift = norm.coefficients()
         weight, bias = weight * scale[:, :, None, None, None], shift if bias is None else shift + bias * scale
     return ops.folded_conv2d(x, weight, bias, _geometry(conv), residual, relu=relu)
+
+
+def _fits(norm: BatchNorm, channels: int, dtype: torch.dtype) -> bool:
+    own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    settings: Any = norm.settings
+    return settings.num_features == channels and all(t is None or t.dtype == dtype for t in own)
 
 
 def _norm(norm: BatchNorm, relu: bool, moments: Moments | None) -> ops.Norm:

@@ -1,10 +1,11 @@
 """Batch normalisation of M branches with the statistics of the batch, fused with a residual sum and a ReLU.
 
-Unlike the convolutions this is not closed under differentiation. It runs only where that cannot matter: in eager mode,
-outside function transforms and forward mode. Its backward under ``create_graph`` differentiates the composition of
-stock operators instead.
+Unlike the convolutions this is not closed under differentiation. It runs in eager mode, outside function transforms and
+forward mode; its backward under ``create_graph``, or of several gradients at once, is that of the composition of stock
+operators.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bsfast.layout import is_batch_last
 from bsfast.ops import plan
+from bsfast.ops.composition import composed_grads, must_compose
 from bsfast.ops.functorch import transforms_active
 
 _MEMORY_ORDERS = ("batch-last", "contiguous")
@@ -37,7 +39,7 @@ def plan_batch_norm(x: Tensor, *operands: Tensor | None) -> plan.Plan:
     if x.dim() != 5 or any(t.dim() == 5 and t.stride() != x.stride() for t in present):
         memory = "this shape, or operands of different memory orders,"
     has_kernel = memory in _MEMORY_ORDERS and x.numel() > 0
-    return plan.batch_norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel)
+    return plan.norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel, piece="a channel")
 
 
 def batch_norm(
@@ -112,10 +114,13 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        x, _weight, _bias, residual, y, mean, *coefficients = ctx.saved_tensors
+        x, weight, bias, residual, y, mean, *coefficients = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():  # exactly under create_graph
-            return (*_differentiable_grads(ctx, needs, grad), None, None, None)
+        if must_compose(grad):
+            compose = partial(composite, eps=ctx.eps, relu=ctx.relu)
+            *own, last = composed_grads(compose, (x, weight, bias, residual), needs, grad)
+            # Without a ReLU the residual's gradient is the result's, and the residual was not kept.
+            return (*own, grad if needs[3] and residual is None else last, None, None, None)
         same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
         x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
         residual_grad = torch.empty_like(x) if residual is not None and needs[3] else None
@@ -124,14 +129,3 @@ class _BatchNorm(torch.autograd.Function):
         )
         grads = (x_grad, weight_grad, bias_grad, same if residual is None else residual_grad)
         return (*(own if needed else None for own, needed in zip(grads, needs, strict=True)), None, None, None)
-
-
-def _differentiable_grads(ctx: Any, needs: tuple[bool, ...], grad: Tensor) -> list[Tensor | None]:
-    x, weight, bias, residual, *_ = ctx.saved_tensors
-    y = composite(x, weight, bias, residual, ctx.eps, ctx.relu)
-    inputs = [t for t, needed in zip((x, weight, bias, residual), needs, strict=True) if needed and t is not None]
-    grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True) if inputs else ())
-    # Without a ReLU the residual's gradient is the result's, and the residual was not kept.
-    last = grad if needs[3] and residual is None else None
-    own = [next(grads) if needed else None for needed in needs[:3]]
-    return [*own, next(grads, last) if needs[3] else None]

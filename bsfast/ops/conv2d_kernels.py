@@ -38,17 +38,36 @@ def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
 
 
 def input_grad(
-    grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any, residual: Tensor | None = None
+    grad: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    *geometry: Any,
+    residual: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> Tensor:
-    """Gradient with respect to the input, and a residual added to it if one is given."""
-    chosen = plan.conv2d_input_grad(problem(grad, input_size, weight.shape, *geometry))
+    """Gradient with respect to the input, and a residual added to it if one is given.
+
+    Args:
+        grad: Of the result, in the memory order of the gradient.
+        weight: The weights.
+        input_size: The input's shape.
+        geometry: Stride, padding, dilation, each a pair, and groups.
+        residual: What is added, or None.
+        like: In which memory order the gradient will be; in that of ``grad`` by default, which for one pixel of one
+            channel could be either.
+
+    Returns:
+        The gradient.
+    """
+    like = grad if like is None else like
+    chosen = plan.conv2d_input_grad(problem(like, input_size, weight.shape, *geometry))
     if chosen.algorithm == "native":
-        out = _empty(input_size, grad)
-        around = {"winograd": chosen.tile, "residual": None if residual is None else in_order_of(residual, grad)}
+        out = _empty(input_size, like)
+        around = {"winograd": chosen.tile, "residual": None if residual is None else in_order_of(residual, like)}
         torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry, **around)
         return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
-    return _ordered(x_grad if residual is None else x_grad + residual, grad)
+    return _ordered(x_grad if residual is None else x_grad + residual, like)
 
 
 def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:  # noqa: ARG001
@@ -64,6 +83,8 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any, **pr
         around = {**prologue, "winograd": chosen.tile}
         torch.ops.bsfast.conv2d_weight_grad_out(x, in_order_of(grad, x), out, *geometry, **around)
         return out
+    if prologue:
+        raise RuntimeError(f"weight_grad: a prologue needs the own kernel, got {chosen.reason}")
     w_grad = conv2d_stock.conv2d_weight_grad(x, grad, kernel_size, *geometry, algorithm=chosen.algorithm)
     return _ordered(w_grad)
 

@@ -30,6 +30,12 @@ def forward_mode_levels() -> int:
     return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
 
 
+def is_batched(x: torch.Tensor) -> bool:
+    """Whether a tensor stands for several: under ``torch.vmap``, or in a backward of ``is_grads_batched=True``."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(x) or functorch.is_legacy_batchedtensor(x)
+
+
 def has_memory(x: torch.Tensor) -> bool:
     """Whether a tensor has data that kernels can take: it is no subclass, such as those without data in reports."""
     return type(x) in {torch.Tensor, torch.nn.Parameter}

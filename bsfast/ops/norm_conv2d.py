@@ -2,10 +2,11 @@
 
 The normalised activations are never in memory, nor kept for the backward: it computes them again from the values before
 the normalisation. As :mod:`bsfast.ops.batch_norm` this is not closed under differentiation; it runs in eager mode,
-outside function transforms, and its backward under ``create_graph`` differentiates the composition instead.
+outside function transforms, and its backward is that of the composition where that module's is.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from bsfast.ops import conv2d_kernels, plan
 from bsfast.ops.batch_norm import composite, plan_batch_norm
 from bsfast.ops.bilinear import autocasts
+from bsfast.ops.composition import composed_grads, must_compose
 from bsfast.ops.conv2d import conv2d
 from bsfast.ops.functorch import transforms_active
 
@@ -99,12 +101,12 @@ def norm_conv2d(
         The result with its moments.
     """
     if norm is None:
-        y, *moments, x = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
-        return Convolved(y, (moments[0], moments[1]), None, x)
+        y, *moments, passed = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
+        return Convolved(y, (moments[0], moments[1]), None, passed if x.requires_grad else x)
     mean, variance = norm.moments or (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
     operands = (x, weight, bias, norm.weight, norm.bias, (mean, variance, norm.moments is not None))
-    y, *moments, x = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
-    return Convolved(y, (moments[0], moments[1]), (mean, variance), x)
+    y, *moments, passed = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
+    return Convolved(y, (moments[0], moments[1]), (mean, variance), passed if x.requires_grad else x)
 
 
 def folded_conv2d(
@@ -172,11 +174,12 @@ class _NormConv2d(torch.autograd.Function):
         passed = others[-1]
         if grad is None:
             return (passed, *[None] * 8)
-        if torch.is_grad_enabled():  # exactly under create_graph
-            first, *rest = _differentiable_grads(ctx, grad)
+        x, weight, bias, scale, shift, *coefficients = ctx.saved_tensors
+        needs, geometry = ctx.needs_input_grad[:5], ctx.geometry
+        if must_compose(grad, passed):
+            compose = partial(_composite, geometry=geometry, norm=(ctx.eps, ctx.relu) if coefficients else None)
+            first, *rest = composed_grads(compose, (x, weight, bias, scale, shift), needs, grad)
             return (first if first is None or passed is None else first + passed, *rest, *[None] * 4)
-        x, weight, _bias, scale, shift, *coefficients = ctx.saved_tensors
-        needs, geometry = ctx.needs_input_grad, ctx.geometry
         grads: list[Tensor | None] = [None] * 5
         grad = conv2d_kernels.in_order_of(grad, x)
         if needs[2]:
@@ -186,7 +189,7 @@ class _NormConv2d(torch.autograd.Function):
             grads[1] = conv2d_kernels.weight_grad(x, grad, weight.shape[-2:], *geometry, **around)
         if needs[0] or needs[3] or needs[4]:
             added = None if coefficients else passed
-            x_grad = conv2d_kernels.input_grad(grad, weight, x.shape, *geometry, residual=added)
+            x_grad = conv2d_kernels.input_grad(grad, weight, x.shape, *geometry, residual=added, like=x)
             grads[0] = x_grad
             if coefficients:
                 scale_grad, shift_grad = (torch.empty_like(coefficients[0]) for _ in range(2))
@@ -197,13 +200,17 @@ class _NormConv2d(torch.autograd.Function):
         return (*grads, *[None] * 4)
 
 
-def _differentiable_grads(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    x, weight, bias, scale, shift, *coefficients = ctx.saved_tensors
-    stride, padding, dilation, groups = ctx.geometry
-    source = composite(x, scale, shift, None, ctx.eps, ctx.relu) if coefficients else x
+def _composite(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    geometry: tuple[Any, ...],
+    norm: tuple[float, bool] | None,
+) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    source = x if norm is None else composite(x, scale, shift, None, *norm)
     y = conv2d(source, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    y = y if bias is None else y + bias[:, None, :, None, None]
-    leaves = (x, weight, bias, scale, shift)
-    inputs = [t for t, needed in zip(leaves, ctx.needs_input_grad, strict=False) if needed]
-    grads = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-    return [next(grads) if needed else None for needed in ctx.needs_input_grad[:5]]
+    return y if bias is None else y + bias[:, None, :, None, None]

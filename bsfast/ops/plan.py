@@ -199,14 +199,15 @@ def _winograd(
     return max(estimates)[1]
 
 
-def batch_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool) -> Plan:
-    """Choose the algorithm of batch normalisation with the statistics of the batch.
+def norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool, piece: str) -> Plan:
+    """Choose the algorithm of a normalisation with statistics of the batch or of each sample.
 
     Args:
         device: Device type of the operands.
         dtype: Their dtype.
         memory: Memory order that they share, or what is in its way.
         has_kernel: Whether the kernel knows that order.
+        piece: What is normalised at a time.
 
     Returns:
         Algorithm ``"native"`` or ``"aten"``, and the reason.
@@ -219,20 +220,7 @@ def batch_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool
     for why_not, applies in refusals:
         if applies and why_not is not None:
             return _note(Plan("aten", why_not))
-    return _note(Plan("native", f"{memory}: a channel is normalised while it is in cache"))
-
-
-def sample_norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool) -> Plan:
-    """Choose the algorithm of normalisation with the statistics of each sample; arguments as :func:`batch_norm`."""
-    refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        (f"{memory} has no own kernel", not has_kernel),
-    )
-    for why_not, applies in refusals:
-        if applies and why_not is not None:
-            return _note(Plan("aten", why_not))
-    return _note(Plan("native", f"{memory}: a group of channels is normalised while it is in cache"))
+    return _note(Plan("native", f"{memory}: {piece} is normalised while it is in cache"))
 
 
 def memory_order(*, device: str, dtype: torch.dtype) -> Plan:

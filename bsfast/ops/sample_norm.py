@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bsfast.layout import is_batch_last
 from bsfast.ops import plan
+from bsfast.ops.composition import composed_grads, must_compose
 from bsfast.ops.functorch import transforms_active
 
 
@@ -34,7 +35,8 @@ def plan_sample_norm(x: Tensor, *coefficients: Tensor | None) -> plan.Plan:
     if x.dim() != 5:
         memory = "this shape"
     has_kernel = memory in {"batch-last", "contiguous"} and x.numel() > 0
-    chosen = plan.sample_norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel)
+    piece = "a group of channels"
+    chosen = plan.norm(device=x.device.type, dtype=x.dtype, memory=memory, has_kernel=has_kernel, piece=piece)
     if any(type(t) not in {Tensor, torch.nn.Parameter, type(None)} for t in (x, *coefficients)):  # as in reports
         return plan.Plan("aten", "a tensor subclass goes through stock operators")
     return chosen
@@ -123,11 +125,9 @@ class _SampleNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, scale, shift, y, mean, inv = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # exactly under create_graph
-            inputs = [t for t, needed in zip((x, scale, shift), needs, strict=True) if needed]
-            result = composite(x, scale, shift, *ctx.settings)
-            again = iter(torch.autograd.grad(result, inputs, grad, create_graph=True))
-            return (*(next(again) if needed else None for needed in needs), None, None, None)
+        if must_compose(grad):
+            own = composed_grads(lambda *operands: composite(*operands, *ctx.settings), (x, scale, shift), needs, grad)
+            return (*own, None, None, None)
         num_groups, _eps, negative_slope = ctx.settings
         same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
         x_grad = torch.empty_like(x)

@@ -27,7 +27,7 @@ inline double total(V<T> value) {
 
 template <class T>
 inline V<T> where_positive(V<T> value, V<T> condition) {
-  return condition > V<T>{} ? value : V<T>{};
+  return condition <= V<T>{} ? V<T>{} : value;  // as ReLU keeps what is not a number
 }
 
 // Whether a result that begins here is stored past the caches: if it is large, and all its vectors are whole and

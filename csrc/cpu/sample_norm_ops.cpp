@@ -1,20 +1,11 @@
 // The sample normalisation operators that bsfast/ops declares, on LibTorch's stable ABI.
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
-
 #include "cpu/sample_norm.h"
 #include "cpu/tensors.h"
 
 namespace bsfast {
 namespace {
-
-using Optional = std::optional<Tensor>;
-
-template <class T>
-const T* data_or_null(const Optional& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
 
 // Checks that all are activations of one shape, dtype and memory order, and describes them.
 SampleNormShape describe_samples(const char* op, std::initializer_list<const Tensor*> activations, int64_t groups) {

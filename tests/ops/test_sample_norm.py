@@ -299,3 +299,16 @@ def test_sample_norm_on_every_instruction_set():
     for name in sets[: sets.index(_native.instruction_set()) + 1]:
         done = in_another_process(BITS, BSFAST_ISA=name)
         assert done.returncode == 0, done.stderr
+
+
+def test_sample_norm_differentiable_gradients_of_operands_that_depend_on_each_other():
+    def of(function, x):
+        return function(x, x.mean((3, 4)), x.amax((3, 4)))
+
+    x = in_order(torch.randn(2, 5, 3, 4, 3, dtype=torch.float64), "batch_last").requires_grad_()
+    own = lambda x, a, b: ops.sample_norm(x, a, b, num_groups=3)[0]  # noqa: E731
+    stock = lambda x, a, b: F.group_norm(x.flatten(0, 1), 3).view(x.shape) * a[..., None, None] + b[..., None, None]  # noqa: E731
+    (found,) = torch.autograd.grad(of(own, x).pow(3).sum(), x, create_graph=True)
+    (expected,) = torch.autograd.grad(of(stock, x).pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*[torch.autograd.grad(g.square().sum(), x)[0] for g in (found, expected)])
