@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from experiments.common.synthetic.head import Head
 from experiments.common.synthetic.layered import (
     Canvas,
-    LayeredImages,
     by_class,
     colours,
     contrast,
@@ -35,7 +34,7 @@ from experiments.common.synthetic.raster import (
 
 CLASSES = ("cat", "dog", "wild")
 LAYERS = ("base", "pattern", "fur", "diffuse", "nose and mouth", "eyes", "whiskers", "specular")
-_NOISE_PLANES = 6
+NOISE_PLANES = 6
 _WHISKERS = 5  # rows a side at most
 _COATS = (
     ((0.63, 0.47, 0.30), (0.55, 0.54, 0.52), (0.87, 0.63, 0.37), (0.78, 0.75, 0.70), (0.36, 0.33, 0.32)),
@@ -49,22 +48,9 @@ _IRISES = (
 )
 
 
-def render(indices: Sequence[int], labels: Tensor, size: int, *, seed: int, omit: Iterable[str] = ()) -> LayeredImages:
-    """Render animals.
-
-    Args:
-        indices: Which of the set of this seed; an image does not depend on the others.
-        labels: Class of each, int64, shape ``(N,)``.
-        size: Height and width in pixels.
-        seed: Seed of the set.
-        omit: Names of layers to leave out; all else stays as it is.
-
-    Returns:
-        The images and their layers.
-    """
-    draws = Draws(seed, indices, size, _NOISE_PLANES)
+def paint(canvas: Canvas, draws: Draws, labels: Tensor, size: int) -> None:
+    """Paint the layers of animals; ``labels`` are their classes, int64, shape ``(N,)``."""
     head = _Head.draw(draws, labels, size)
-    canvas = Canvas(frozenset(omit))
     _paint_base(canvas, draws, head)
     _paint_pattern(canvas, draws, head)
     _paint_fur(canvas, draws, head)
@@ -73,18 +59,12 @@ def render(indices: Sequence[int], labels: Tensor, size: int, *, seed: int, omit
     _paint_eyes(canvas, draws, head)
     _paint_whiskers(canvas, draws, head)
     _paint_specular(canvas, draws, head)
-    return canvas.finish(labels, CLASSES)
 
 
 @dataclass
-class _Head:
-    """Geometry that layers share, in the head's own frame: u to the right, v down, mirrored features at abs(u)."""
+class _Head(Head):
+    """The head of an animal."""
 
-    labels: Tensor
-    size: int
-    u: Tensor
-    v: Tensor
-    turn: Tensor  # of the face to the side; features shift by their depth times it
     width: Tensor
     height: Tensor
     eye_x: Tensor
@@ -132,16 +112,6 @@ class _Head:
             inner_ears=inner,
             body=body,
         )
-
-    def of_class(self, *values: float) -> Tensor:
-        return by_class(self.labels, *values)
-
-    def covers(self, distance: Tensor, softness: float = 0.0) -> Tensor:
-        return coverage(distance, self.size, softness)
-
-    def at_depth(self, depth: float) -> Tensor:
-        """Horizontal coordinate of features that stick out by a depth."""
-        return self.u - self.turn * depth
 
     def animal(self) -> Tensor:
         return self.covers(torch.minimum(torch.minimum(self.face, self.ears), self.body))

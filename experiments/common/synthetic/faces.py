@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from experiments.common.synthetic.head import Head
 from experiments.common.synthetic.layered import (
     Canvas,
-    LayeredImages,
     by_class,
     colours,
     contrast,
@@ -34,7 +33,7 @@ from experiments.common.synthetic.raster import (
 
 CLASSES = ("long hair", "short hair")
 LAYERS = ("base", "skin hue", "diffuse light", "specular light", "make-up", "mouth", "eyes", "hair")
-_NOISE_PLANES = 5
+NOISE_PLANES = 5
 _SKINS = (
     (0.93, 0.76, 0.66),
     (0.87, 0.67, 0.54),
@@ -50,22 +49,9 @@ _BLACK = torch.tensor([0.06, 0.04, 0.04]).view(1, 3, 1, 1)
 _RED = torch.tensor([0.80, 0.25, 0.24]).view(1, 3, 1, 1)
 
 
-def render(indices: Sequence[int], labels: Tensor, size: int, *, seed: int, omit: Iterable[str] = ()) -> LayeredImages:
-    """Render faces.
-
-    Args:
-        indices: Which of the set of this seed; an image does not depend on the others.
-        labels: Class of each, int64, shape ``(N,)``.
-        size: Height and width in pixels.
-        seed: Seed of the set.
-        omit: Names of layers to leave out; all else stays as it is.
-
-    Returns:
-        The images and their layers.
-    """
-    draws = Draws(seed, indices, size, _NOISE_PLANES)
+def paint(canvas: Canvas, draws: Draws, labels: Tensor, size: int) -> None:
+    """Paint the layers of faces; ``labels`` are their classes, int64, shape ``(N,)``."""
     head = _Head.draw(draws, labels, size)
-    canvas = Canvas(frozenset(omit))
     _paint_base(canvas, draws, head)
     _paint_skin_hue(canvas, draws, head)
     _paint_diffuse_light(canvas, draws, head)
@@ -74,18 +60,12 @@ def render(indices: Sequence[int], labels: Tensor, size: int, *, seed: int, omit
     _paint_mouth(canvas, draws, head)
     _paint_eyes(canvas, draws, head)
     _paint_hair(canvas, draws, head)
-    return canvas.finish(labels, CLASSES)
 
 
 @dataclass
-class _Head:
-    """Geometry that layers share, in the head's own frame: u to the right, v down, mirrored features at abs(u)."""
+class _Head(Head):
+    """The head of a human."""
 
-    labels: Tensor
-    size: int
-    u: Tensor
-    v: Tensor
-    turn: Tensor  # of the face to the side; features shift by their depth times it
     width: Tensor
     eye_x: Tensor
     eye_y: Tensor
@@ -128,16 +108,6 @@ class _Head:
             face=face,
             neck=torch.maximum(u.abs() - by_class(labels, 0.2, 0.28) - 0.1 * (v - 0.7).clamp(min=0), 0.3 - v),
         )
-
-    def of_class(self, *values: float) -> Tensor:
-        return by_class(self.labels, *values)
-
-    def covers(self, distance: Tensor, softness: float = 0.0) -> Tensor:
-        return coverage(distance, self.size, softness)
-
-    def at_depth(self, depth: float) -> Tensor:
-        """Horizontal coordinate of features that stick out by a depth."""
-        return self.u - self.turn * depth
 
     def skin(self) -> Tensor:
         ears = ellipse(self.u.abs() - self.width - 0.02, self.v - 0.02, 0.06, 0.13)

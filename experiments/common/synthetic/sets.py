@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from experiments.common.data import ImageSet
 from experiments.common.synthetic import animals, faces
-from experiments.common.synthetic.layered import LayeredImages
+from experiments.common.synthetic.layered import Canvas, LayeredImages
+from experiments.common.synthetic.raster import Draws
 
+# Each module has CLASSES, LAYERS, NOISE_PLANES and paint.
 SETS: dict[str, ModuleType] = {"SynthAnimals": animals, "SynthFaces": faces}
 FIRST_TEST_INDEX = 6 * 2**40  # no training set gets that far; of the first class
 _AT_ONCE = 32  # larger parts do not fit the caches; measured at 64 pixels
@@ -99,7 +101,9 @@ def _parts(
         labels = torch.tensor(indices) % len(SETS[name].CLASSES)
     for first in tqdm(range(0, len(indices), _AT_ONCE), desc=progress, disable=None if progress else True):
         own = slice(first, first + _AT_ONCE)
-        yield SETS[name].render(indices[own], labels[own], size, seed=seed, omit=omit)
+        canvas = Canvas(frozenset(omit))
+        SETS[name].paint(canvas, Draws(seed, indices[own], size, SETS[name].NOISE_PLANES), labels[own], size)
+        yield canvas.finish(labels[own], SETS[name].CLASSES)
 
 
 def _check(name: str, count: int, size: int, labels: Tensor | None, omit: tuple[str, ...]) -> None:
