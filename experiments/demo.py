@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.classifier.command import complete, find_data
-from experiments.common import arguments
+from experiments.classifier.command import find_data
+from experiments.common import arguments, resumable
 from experiments.common.record import Run
 from experiments.common.report import write_report
 from experiments.toy.command import record_toys
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def act(parsed: argparse.Namespace, command: str) -> Path:
     """Run both, and write one report about them."""
+    from experiments.classifier.run import run
     from experiments.classifier.setup import choose
 
     started = time.perf_counter()
@@ -42,5 +43,5 @@ def act(parsed: argparse.Namespace, command: str) -> Path:
     setup = choose("cpu", given, train_images=len(dataset.train_images), test_images=len(dataset.test_images))
     data = None if parsed.data is None else str(parsed.data.resolve())
     classifier = Run("classifier", {"command": command, "data": data} | setup.to_json(), parsed.out)
-    complete(classifier, dataset, setup)
+    resumable.complete(classifier, lambda: run(classifier, dataset, setup))
     return write_report([toys, classifier], parsed.out / "report.html")

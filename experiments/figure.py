@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("number", type=int, choices=sorted(EXPERIMENT), metavar="N", help="number in the paper")
     parser.add_argument("--run", type=Path, help="draw it again from this run's record; needs no PyTorch")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where runs are (%(default)s)")
-    parser.add_argument(
-        "--budget", choices=("auto", "cpu", "gpu", "paper"), default="auto", help="scale of a new run (%(default)s)"
-    )
+    parser.add_argument("--budget", choices=arguments.BUDGETS, default="auto", help="scale of a new run (%(default)s)")
     parser.add_argument("--data", type=Path, metavar="PATH", help=arguments.DATA_HELP)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from experiments.common import arguments
+from experiments.common import arguments, resumable
 from experiments.common.record import Run
-from experiments.common.report import write_report
 
 HELP = "image decomposition: branches trained to transfer images between classes"
 _SETS = {"animals": "SynthAnimals", "faces": "SynthFaces", "cifar": "CIFAR-10"}
@@ -16,17 +14,10 @@ _SETS = {"animals": "SynthAnimals", "faces": "SynthFaces", "cifar": "CIFAR-10"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; those without a value on the command line do not appear in what is parsed."""
-    parser.argument_default = argparse.SUPPRESS
-    add = parser.add_argument
-    add(
-        "--budget",
-        choices=("auto", "cpu", "gpu", "paper"),
-        help="scale: cpu, 32 pixels, minutes on 2 cores; gpu, 64 pixels, under 10 minutes; paper, 256 pixels, 100,000 "
-        "steps; auto (default) by the device",
+    resumable.add_arguments(
+        parser, "cpu, 32 pixels, minutes on 2 cores; gpu, 64 pixels, under 10 minutes; paper, 256 pixels, 100,000 steps"
     )
-    add("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own options")
-    add("--seed", type=arguments.seed, help="seed of everything random (0)")
-    add("--out", type=Path, metavar="FOLDER", help="where runs go (runs)")
+    add = parser.add_argument
     add(
         "--data",
         metavar="DATA",
@@ -65,12 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--time-limit", type=arguments.positive, metavar="SECONDS", help="limit of the training time")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the networks; fp16 scales the losses")
-    add("--device", choices=("cpu", "cuda"), help="where to train")
     add(
         "--report-steps", type=arguments.count, metavar="N", help="steps between sheets of samples (cpu: 100, else 500)"
     )
-    add("--save-seconds", type=arguments.not_negative, metavar="SECONDS", help="time between checkpoints (60)")
-    add("--tensorboard", action="store_true", default=argparse.SUPPRESS, help="also write TensorBoard logs")
 
 
 def act(parsed: argparse.Namespace, command: str) -> Path:
@@ -83,71 +71,31 @@ def act(parsed: argparse.Namespace, command: str) -> Path:
     Returns:
         The report.
     """
-    from experiments.class_transfer.data import named_by_environment
-    from experiments.class_transfer.setup import choose
-
-    given = {name: value for name, value in vars(parsed).items() if name != "act"}
-    resumed = given.pop("resume", None)
-    if resumed is not None:
-        return resume(resumed, given)
-    out, budget = given.pop("out", Path("runs")), given.pop("budget", "auto")
-    if "data" in given:
-        named = given["data"]
-        given["data"] = _SETS.get(named) or str(Path(named).resolve())
-    elif budget == "paper":
-        given["data"] = named_by_environment()
-    setup = choose(budget, given)
-    record = Run("class-transfer", {"command": command} | setup.to_json(), out)
-    return complete(record, setup)
-
-
-def resume(folder: Path, given: dict[str, Any]) -> Path:
-    """Continue a run from its checkpoint, with its own choices.
-
-    Args:
-        folder: The run's folder.
-        given: Further options; only a new place of the data may be among them.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: If there are other options, or the run is of another experiment.
-    """
-    from experiments.class_transfer.setup import Setup
-
-    data = given.pop("data", None)
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"--resume continues with the run's own options and takes --data only, got {names} as well")
-    record = Run.resume(folder)
-    if record.experiment != "class-transfer":
-        raise ValueError(f"--resume must name a run of class-transfer, got one of {record.experiment}")
-    if data is not None:
-        record.config["data"] = _SETS.get(data) or str(Path(data).resolve())
-    return complete(record, Setup.from_json(record.config))
-
-
-def complete(record: Run, setup: Any) -> Path:
-    """Run to the end and write the report; say how to go on if that is stopped."""
-    from experiments.class_transfer.data import load
-    from experiments.class_transfer.model import CHECKPOINT
+    from experiments.class_transfer.data import load, named_by_environment
     from experiments.class_transfer.run import run
-    from experiments.common.interrupt import Stopped
+    from experiments.class_transfer.setup import Setup, choose
 
-    try:
+    given = arguments.given(parsed)
+    if "data" in given:
+        given["data"] = _SETS.get(given["data"]) or str(Path(given["data"]).resolve())
+    if "resume" in given:
+        record = resumable.resume("class-transfer", given)
+        if "data" in given:
+            record.config["data"] = given["data"]
+        setup = Setup.from_json(record.config)
+    else:
+        out, budget = given.pop("out", Path("runs")), given.pop("budget", "auto")
+        if "data" not in given and budget == "paper":
+            given["data"] = named_by_environment()
+        setup = choose(budget, given)
+        record = Run("class-transfer", {"command": command} | setup.to_json(), out)
+
+    def work() -> None:
         dataset = load(setup)
         print(f"Data: {dataset.note}.")
         run(record, dataset, setup)
-    except (Stopped, KeyboardInterrupt) as stop:
-        going_on = f"go on with: python -m experiments class-transfer --resume {record.folder}"
-        if not (record.folder / CHECKPOINT).exists():
-            going_on = "there is no checkpoint yet"
-        raise Stopped(f"{stop or 'stopped'}; {going_on}") from None
-    finally:
-        record.close()
-    record.finish()
-    return write_report([record], record.folder / "report.html")
+
+    return resumable.complete(record, work)
 
 
 def widths(text: str) -> tuple[int, int]:

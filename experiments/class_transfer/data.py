@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from experiments.class_transfer.setup import Setup
-from experiments.common.data import DATA_VARIABLE, ImageSet, find_dataset, load_dataset
+from experiments.common.data import DATA_VARIABLE, ImageSet, find_dataset, load_dataset, random_subset
 from experiments.common.synthetic.sets import SETS, synthetic_set
 
 CIFAR = "CIFAR-10"
@@ -43,7 +43,7 @@ def load(setup: Setup) -> ImageSet:
         note = f"{dataset.note}, cut and scaled to {setup.image_size} x {setup.image_size} where larger"
         dataset = replace(dataset, note=note)
     chosen = _CIFAR_CLASSES if setup.classes is None and dataset.name == CIFAR else setup.classes
-    return _subset(_of_classes(dataset, chosen), setup)
+    return random_subset(_of_classes(dataset, chosen), setup)
 
 
 def named_by_environment() -> str:
@@ -83,17 +83,3 @@ def _of_classes(dataset: ImageSet, classes: Sequence[str] | None) -> ImageSet:
         chosen |= {f"{part}_images": images[kept], f"{part}_labels": number[labels[kept]]}
     note = f"{dataset.note}; of them the classes {', '.join(classes)}"
     return replace(dataset, note=note, classes=tuple(classes), **chosen)
-
-
-def _subset(dataset: ImageSet, setup: Setup) -> ImageSet:
-    """Take as many images as the setup asks for, at random from its seed."""
-    chosen = {}
-    for part in ("train", "test"):
-        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
-        wanted = getattr(setup, f"{part}_images")
-        wanted = len(images) if wanted is None else wanted
-        if not 1 <= wanted <= len(images):
-            raise ValueError(f"load: {part}_images must be in 1 to {len(images)} for {dataset.name}, got {wanted}")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(setup.seed))[:wanted]
-        chosen |= {f"{part}_images": images[order], f"{part}_labels": labels[order]}
-    return replace(dataset, **chosen)

@@ -17,8 +17,7 @@ from experiments.class_transfer.smoothers import make_smoother
 from experiments.class_transfer.training import Players
 from experiments.common.checkpoint import load_checkpoint
 from experiments.common.record import Run
-
-CHECKPOINT = "checkpoint.pt"
+from experiments.common.resumable import CHECKPOINT
 
 
 def make_players(setup: Setup, num_classes: int) -> Players:

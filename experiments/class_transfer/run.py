@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,19 @@ from experiments.class_transfer.classifier import accuracy, train_classifier
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
 from experiments.class_transfer.figures import draw_figures
 from experiments.class_transfer.judge_layers import judge_layers
-from experiments.class_transfer.model import CHECKPOINT, make_branches, make_decomposer, make_players
+from experiments.class_transfer.model import make_branches, make_decomposer, make_players
 from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
 from experiments.class_transfer.speed import measure_speed
-from experiments.class_transfer.training import History, Options, Players, full_identity, train
+from experiments.class_transfer.training import History, Options, Players, train
 from experiments.class_transfer.warm_start import warm_start
 from experiments.common.atomic import write_atomically
 from experiments.common.data import ImageSet
 from experiments.common.record import Run
+from experiments.common.resumable import CHECKPOINT
 from experiments.common.synthetic.sets import SETS
 from experiments.common.tensorboard import tensorboard_log
+from experiments.common.training import full_identity
 
 _EXACT = 1e-5
 _SMOOTH = 0.5
@@ -133,12 +134,11 @@ def _train(record: Run, players: Players, dataset: ImageSet, setup: Setup) -> Hi
 
 def _identity(dataset: ImageSet, setup: Setup) -> dict[str, Any]:
     """What a checkpoint belongs to; a checkpoint of anything else is refused."""
-    images = zlib.crc32(dataset.train_images.numpy().tobytes(), zlib.crc32(dataset.train_labels.numpy().tobytes()))
     names = ("image_size", "branches", "smoother", "inputs", "sigma", "velocity", "warm_start", "output_scale")
     widths = {name: list(getattr(setup, name) or ()) for name in ("widths", "discriminator_widths")}
     return {
         "experiment": "class-transfer",
-        "data": f"{dataset.name}, {', '.join(dataset.classes)}, CRC of the training images {images:08x}",
+        "data": f"{dataset.name}, {', '.join(dataset.classes)}, {dataset.training_crc()}",
         **{name: getattr(setup, name) for name in names},
         **widths,
     }

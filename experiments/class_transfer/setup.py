@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from experiments.common.device import half_precision
+from experiments.common.setup import BaseSetup, fit_to_device, resolve_budget
 
 # What a budget chooses; all else is the default of Setup. "half" is the accelerator's 16-bit type.
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ _SYNTHETIC = {"train_images": 15_000, "test_images": 1500}
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(BaseSetup):
     """What to train and how.
 
     Attributes:
@@ -108,31 +108,6 @@ class Setup:
     save_seconds: float = 60.0
     tensorboard: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Every choice by its name."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, choices: dict[str, Any]) -> Setup:
-        """Undo :meth:`to_json`.
-
-        Args:
-            choices: What a run's record holds.
-
-        Returns:
-            The setup.
-
-        Raises:
-            ValueError: If a choice is missing.
-        """
-        missing = [entry.name for entry in fields(cls) if entry.name not in choices]
-        if missing:
-            raise ValueError(f"Setup.from_json: choices must have {', '.join(missing)}, got {', '.join(choices)}")
-        values = {entry.name: choices[entry.name] for entry in fields(cls)}
-        for name in ("classes", "widths", "discriminator_widths"):
-            values[name] = None if values[name] is None else tuple(values[name])
-        return cls(**values)
-
 
 def choose(budget: str, given: dict[str, Any]) -> Setup:
     """Complete the choices that were given by those of a budget.
@@ -148,11 +123,7 @@ def choose(budget: str, given: dict[str, Any]) -> Setup:
         ValueError: If the choices do not fit each other.
         RuntimeError: If the device is not there.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if budget == "auto":
-        budget = "gpu" if cuda else "cpu"
+    budget = resolve_budget(budget)
     choices = BUDGETS[budget] | given
     if given.get("image_size", choices["image_size"]) != BUDGETS[budget]["image_size"]:
         # A budget's widths belong to its image size.
@@ -163,13 +134,7 @@ def choose(budget: str, given: dict[str, Any]) -> Setup:
         choices = _SYNTHETIC | choices
     elif "train_images" not in given:
         choices |= {"train_images": None, "test_images": given.get("test_images")}
-    if choices["device"] == "cuda" and not cuda:
-        raise RuntimeError(
-            f"choose: budget {budget!r} with device 'cuda' needs a CUDA device, and this PyTorch finds none; "
-            "add --device cpu, or take --budget cpu"
-        )
-    if choices.get("precision") == "half":
-        choices["precision"] = half_precision(choices["device"])
+    choices = fit_to_device(choices, budget)
     smoother = choices.get("smoother", Setup.smoother)
     choices.setdefault("inputs", "image" if smoother == "gaussian" else "bands")
     if smoother == "gaussian" and choices["inputs"] == "bands":

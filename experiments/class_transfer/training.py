@@ -1,36 +1,25 @@
-"""The training loop of the two players, with checkpoints and a resume that changes nothing.
-
-Every random number is a function of the seed and the step, so a training that was killed and continued takes the very
-steps of one that was not.
-"""
+"""The training loop of the two players."""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from experiments.class_transfer.augment import augment, to_signal
 from experiments.class_transfer.average import update_average
 from experiments.class_transfer.decomposer import Decomposer
 from experiments.class_transfer.loss import discriminator_loss, generator_loss, gradient_penalty
-from experiments.common.checkpoint import load_checkpoint, save_checkpoint
-from experiments.common.interrupt import Stopped, stop_request
 from experiments.common.streams import stream
+from experiments.common.training import STEPS_BETWEEN_LOOKS, Training
 
 _BATCH = 1  # purpose of a stream of random numbers
-# The host looks at the losses this often: on an accelerator each look is a wait for all work under way.
-_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 20}
-_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -136,28 +125,11 @@ def train(
         Stopped: After Ctrl-C or SIGTERM; the state is saved if there is a checkpoint.
     """
     run = _Training(players, images, labels, options, checkpoint, identity or {})
-    run.restore()
-    with (
-        stop_request() as asked,
-        tqdm(total=options.steps, initial=run.history.steps, desc=name, disable=None) as bar,
-    ):
-        for entry in run.advance():
-            if entry is not None:
-                if observe is not None:
-                    entry.update(observe(run.history.steps))
-                bar.write(f"{name}: {_line(entry, options.steps)}")
-                if log is not None:
-                    log(entry)
-            run.save(force=entry is not None or bool(run.history.ended_by) or asked())
-            bar.set_postfix(run.latest, refresh=False)
-            bar.update(run.history.steps - bar.n)
-            if asked():
-                raise Stopped(f"{name} stopped at step {run.history.steps} of {options.steps}")
-    return run.history
+    return run.run(name, None if observe is None else lambda: observe(run.history.steps), log)
 
 
-class _Training:
-    """The state of a training and how to save, restore and advance it."""
+class _Training(Training):
+    """The state of both players' training."""
 
     def __init__(
         self,
@@ -168,31 +140,24 @@ class _Training:
         checkpoint: Path | None,
         identity: dict[str, Any],
     ) -> None:
-        self.players, self.images, self.options, self.checkpoint = players, images, options, checkpoint
-        self.identity = full_identity(identity, options, len(images))
+        device = next(players.decomposer.parameters()).device.type
+        super().__init__(options, History(), len(images), checkpoint, identity, device)
+        self.players, self.images = players, images
         self.members = _members(images, labels, players.decomposer.num_classes, options)
-        self.device = next(players.decomposer.parameters()).device.type
         self.optimizers = [
             torch.optim.Adam(
                 net.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, foreach=True
             )
             for net in (players.discriminator, players.decomposer)
         ]
-        self.scalers = [torch.amp.GradScaler(self.device, enabled=options.precision == "fp16") for _ in range(2)]
-        self.history = History()
-        self.sums: dict[str, float] = {}  # of the losses since the last entry
-        self.summed = 0
-        self.unseen: list[dict[str, Tensor]] = []
-        self.latest: dict[str, str] = {}
-        self.saved_step: int | None = None
-        self.last_save = time.perf_counter()
-        self.started = time.perf_counter()
+        self.scalers = [self.grad_scaler() for _ in self.optimizers]
+        self.parts = {"nets": players._asdict(), "optimizers": self.optimizers, "scalers": self.scalers}
+        self.total_steps = options.steps
 
-    def advance(self) -> Iterator[dict[str, Any] | None]:
-        """Take the remaining steps; after each, yield an entry of the history if one is due, else None."""
+    def steps(self) -> Iterator[dict[str, Any] | None]:
         history, options = self.history, self.options
         while not history.ended_by:
-            history.seconds = time.perf_counter() - self.started
+            self.take_time()
             if history.steps >= options.steps:
                 history.ended_by = "steps"
             elif options.time_limit is not None and history.seconds >= options.time_limit:
@@ -204,8 +169,8 @@ class _Training:
             history.steps += 1
             self.summed += 1
             due = history.steps % options.report_steps == 0 or history.steps == options.steps
-            if due or len(self.unseen) >= _STEPS_BETWEEN_LOOKS[self.device]:
-                self._look()
+            if due or len(self.unseen) >= STEPS_BETWEEN_LOOKS[self.device]:
+                self.look()
             yield self._close_entry() if due else None
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,7 +192,7 @@ class _Training:
         losses: dict[str, Tensor] = {}
         transferred: list[Tensor | None] = []
         for part, own, wanted in parts:
-            with torch.set_grad_enabled(keep), self._autocast():
+            with torch.set_grad_enabled(keep), self.autocast():
                 output = self.players.decomposer(part, wanted)
             transferred.append(output if keep else None)
             self._judge(part, own, output.detach(), wanted, losses, share=len(part) / len(x))
@@ -252,7 +217,7 @@ class _Training:
         images = x.detach().requires_grad_()
         # The penalty is differentiated twice, where 16 bits would overflow or lose it.
         real = discriminator(images, own)
-        with self._autocast():
+        with self.autocast():
             fake = discriminator(output, target).float()
         adversarial, penalty = discriminator_loss(real, fake), gradient_penalty(real, images)
         self.scalers[0].scale(share * (adversarial + self.options.r1 * penalty)).backward()
@@ -261,7 +226,7 @@ class _Training:
     def _persuade(
         self, x: Tensor, output: Tensor | None, target: Tensor, losses: dict[str, Tensor], *, share: float
     ) -> None:
-        with self._autocast():
+        with self.autocast():
             output = self.players.decomposer(x, target) if output is None else output
             loss = generator_loss(self.players.discriminator(output, target).float())
         self.scalers[1].scale(share * loss).backward()
@@ -277,19 +242,14 @@ class _Training:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        half = _HALF.get(self.options.precision)
-        return torch.autocast(self.device, dtype=half, enabled=half is not None)
-
-    def _look(self) -> None:
-        """Add the losses since the last look to the sums, and refuse those that are not finite."""
+    def look(self) -> None:
         for index, losses in enumerate(self.unseen):
             numbers = dict(zip(losses, torch.stack(list(losses.values())).double().tolist(), strict=True))
             if not all(map(math.isfinite, numbers.values())):
                 at = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
                 step = self.history.steps - len(self.unseen) + index
                 raise RuntimeError(
-                    f"train: the losses must stay finite, got {at} at step {step}; {self._last_good()}; lower the "
+                    f"train: the losses must stay finite, got {at} at step {step}; {self.last_good()}; lower the "
                     "learning rate"
                 )
             for name, value in numbers.items():
@@ -298,65 +258,19 @@ class _Training:
         self.unseen.clear()
 
     def _close_entry(self) -> dict[str, Any]:
-        self._look()
-        self.history.seconds = time.perf_counter() - self.started
+        self.look()
+        self.take_time()
         means = {name: total / self.summed for name, total in self.sums.items()}
         entry: dict[str, Any] = {"steps": self.history.steps, "seconds": self.history.seconds, **means}
         self.history.entries.append(entry)
         self.sums, self.summed = {}, 0
         return entry
 
-    def _last_good(self) -> str:
-        if self.saved_step is None:
-            return "there is no checkpoint yet"
-        return f"the last good state, of step {self.saved_step}, is in {self.checkpoint}"
-
-    def save(self, *, force: bool) -> None:
-        """Write the checkpoint if it is time to, or at once."""
-        due = time.perf_counter() - self.last_save >= self.options.save_seconds
-        if self.checkpoint is None or not (force or due):
-            return
-        self._look()
-        nets = {name: net.state_dict() for name, net in self.players._asdict().items()}
-        tensors = [tensor for net in nets.values() for tensor in net.values()]
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            raise RuntimeError(
-                f"train: the parameters must stay finite, and are not after step {self.history.steps}; "
-                f"{self._last_good()}; lower the learning rate"
-            )
-        state = {
-            "nets": nets,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scalers": [scaler.state_dict() for scaler in self.scalers],
-            "history": asdict(self.history),
-            "sums": self.sums,
-            "summed": self.summed,
-        }
-        save_checkpoint(self.checkpoint, state, self.identity)
-        self.saved_step, self.last_save = self.history.steps, time.perf_counter()
-
-    def restore(self) -> None:
-        """Continue from the checkpoint if there is one."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        state = load_checkpoint(self.checkpoint, self.identity, device=self.device)
-        for name, net in self.players._asdict().items():
-            net.load_state_dict(state["nets"][name])
-        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(own)
-        for scaler, own in zip(self.scalers, state["scalers"], strict=True):
-            if own:
-                scaler.load_state_dict(own)
-        self.history = History(**state["history"])
-        self.sums, self.summed = state["sums"], state["summed"]
-        self.saved_step = self.history.steps
-        self.started = time.perf_counter() - self.history.seconds
-
-
-def full_identity(identity: dict[str, Any], options: Options, images: int) -> dict[str, Any]:
-    """What a checkpoint of a training belongs to: whose it is, its options, and the number of its images."""
-    own = {**asdict(options), "betas": list(options.betas), "save_seconds": None, "images": images}
-    return identity | {"training": own}
+    def line(self, entry: dict[str, Any]) -> str:
+        numbers = [
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in entry.items() if name not in {"steps", "seconds"}
+        ]
+        return f"step {entry['steps']} of {self.total_steps}, {', '.join(numbers)}, {entry['seconds']:.0f} s"
 
 
 def _members(images: Tensor, labels: Tensor, num_classes: int, options: Options) -> list[Tensor]:
@@ -379,10 +293,3 @@ def _members(images: Tensor, labels: Tensor, num_classes: int, options: Options)
 def _add(losses: dict[str, Tensor], share: float, **values: Tensor) -> None:
     for name, value in values.items():
         losses[name] = losses.get(name, 0.0) + share * value.detach()
-
-
-def _line(entry: dict[str, Any], steps: int) -> str:
-    numbers: Sequence[str] = [
-        f"{name.replace('_', ' ')} {value:.4f}" for name, value in entry.items() if name not in {"steps", "seconds"}
-    ]
-    return f"step {entry['steps']} of {steps}, {', '.join(numbers)}, {entry['seconds']:.0f} s"

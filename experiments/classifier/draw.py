@@ -15,9 +15,9 @@ from experiments.classifier.loss import loss_floor
 from experiments.classifier.model import WIDTHS
 from experiments.classifier.population import Model
 from experiments.classifier.setup import Setup
+from experiments.classifier.training import History
 from experiments.common.data import ImageSet
 from experiments.common.record import Run
-from experiments.common.training import History
 
 _FULL_EPOCHS = 200
 _DRAWN_PER_CLASS = 100  # a panel has fewer pixels than the test set has images

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from experiments.classifier.loss import branched_loss, loss_floor, saturated_sha
 from experiments.classifier.population import Model, Population, make_branches
 from experiments.classifier.setup import Setup
 from experiments.classifier.speed import measure_speed
+from experiments.classifier.training import History, Options, branch_responses, train
 from experiments.common.augment import normalise
-from experiments.common.data import ImageSet
+from experiments.common.data import ImageSet, random_subset
 from experiments.common.record import Run
+from experiments.common.resumable import CHECKPOINT
 from experiments.common.tensorboard import tensorboard_log
-from experiments.common.training import History, Options, branch_responses, train
 
-CHECKPOINT = "checkpoint.pt"
 _CALIBRATION_BATCHES = 20
 _WATCHED_IMAGES = 2000
 _EQUILIBRIUM_IMAGES = 500
@@ -48,7 +47,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
         RuntimeError: If the loss stops being finite, or a checkpoint cannot be written.
         Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
     """
-    dataset = subset(dataset, setup)
+    dataset = random_subset(dataset, setup)
     record.metric("data", dataset.note)
     population = Population(setup, len(dataset.classes))
     initial = branch_responses(initial_population(setup, dataset).net, dataset.test_images)
@@ -72,31 +71,6 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     claims.judge(record, cases)
     if setup.speed_repeats:
         _record_speed(record, setup, len(dataset.classes))
-
-
-def subset(dataset: ImageSet, setup: Setup) -> ImageSet:
-    """Take the images that the setup asks for, chosen at random from its seed.
-
-    Args:
-        dataset: All images.
-        setup: How many of them.
-
-    Returns:
-        The image set.
-
-    Raises:
-        ValueError: If there are fewer.
-    """
-    chosen = {}
-    for part in ("train", "test"):
-        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
-        wanted = getattr(setup, f"{part}_images")
-        wanted = len(images) if wanted is None else wanted
-        if not 1 <= wanted <= len(images):
-            raise ValueError(f"run: {part}_images must be in 1 to {len(images)} for {dataset.name}, got {wanted}")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(setup.seed))[:wanted]
-        chosen |= {f"{part}_images": images[order], f"{part}_labels": labels[order]}
-    return replace(dataset, **chosen)
 
 
 def _train(record: Run, population: Population, dataset: ImageSet, setup: Setup) -> History:
@@ -134,14 +108,13 @@ def identity(models: Sequence[Model], dataset: ImageSet, setup: Setup) -> dict[s
     Returns:
         As :func:`experiments.common.checkpoint.load_checkpoint` takes it.
     """
-    images = zlib.crc32(dataset.train_images.numpy().tobytes(), zlib.crc32(dataset.train_labels.numpy().tobytes()))
     return {
         "experiment": "classifier",
         "models": [model.name for model in models],
         "widths": list(setup.widths),
         "clamp": setup.clamp,
         "readout_scale": setup.readout_scale,
-        "data": f"{dataset.name}, CRC of the training images {images:08x}",
+        "data": f"{dataset.name}, {dataset.training_crc()}",
     }
 
 

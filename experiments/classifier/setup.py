@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.classifier.model import WIDTHS
-from experiments.common.device import half_precision
+from experiments.common.setup import BaseSetup, fit_to_device, resolve_budget
 
 ALL_M = (2, 4, 8, 16, 32)
 
@@ -36,7 +36,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(BaseSetup):
     """What to train and how.
 
     Attributes:
@@ -95,29 +95,6 @@ class Setup:
         """Seeds of the initialisations."""
         return range(self.seed, self.seed + self.seeds)
 
-    def to_json(self) -> dict[str, Any]:
-        """Every choice by its name."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, choices: dict[str, Any]) -> Setup:
-        """Undo :meth:`to_json`.
-
-        Args:
-            choices: What a run's record holds.
-
-        Returns:
-            The setup.
-
-        Raises:
-            ValueError: If a choice is missing.
-        """
-        missing = [entry.name for entry in fields(cls) if entry.name not in choices]
-        if missing:
-            raise ValueError(f"Setup.from_json: choices must have {', '.join(missing)}, got {', '.join(choices)}")
-        values = {entry.name: choices[entry.name] for entry in fields(cls)}
-        return cls(**values | {"all_m": tuple(values["all_m"]), "widths": tuple(values["widths"])})
-
 
 def choose(budget: str, given: dict[str, Any], *, train_images: int, test_images: int) -> Setup:
     """Complete the choices that were given by those of a budget.
@@ -135,23 +112,11 @@ def choose(budget: str, given: dict[str, Any], *, train_images: int, test_images
         ValueError: If more images are asked for than there are.
         RuntimeError: If the device is not there.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if budget == "auto":
-        budget = "gpu" if cuda else "cpu"
+    budget = resolve_budget(budget)
     choices = BUDGETS[budget].copy()
     for name, available in (("train_images", train_images), ("test_images", test_images)):
         if given.get(name, 0) > available:
             raise ValueError(f"choose: {name} must be at most {available}, all there are, got {given[name]}")
         if name in choices:
             choices[name] = min(choices[name], available)
-    choices |= given
-    if choices["device"] == "cuda" and not cuda:
-        raise RuntimeError(
-            f"choose: budget {budget!r} with device 'cuda' needs a CUDA device, and this PyTorch finds none; "
-            "add --device cpu, or take --budget cpu"
-        )
-    if choices.get("precision") == "half":
-        choices["precision"] = half_precision(choices["device"])
-    return Setup(budget=budget, **choices)
+    return Setup(budget=budget, **fit_to_device(choices | given, budget))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+BUDGETS = ("auto", "cpu", "gpu", "paper")
 DATA_HELP = "folder or archive of 32 x 32 images in class folders, or cifar-10-batches-py (default: BSFAST_DATA)"
 
 
@@ -14,6 +15,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every experiment."""
     parser.add_argument("--seed", type=seed, default=0, help="seed of everything random (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where runs go (%(default)s)")
+
+
+def given(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What the command line holds, by name, where options that it does not hold are suppressed."""
+    return {name: value for name, value in vars(parsed).items() if name != "act"}
 
 
 def count(text: str) -> int:

@@ -6,8 +6,10 @@ import itertools
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,38 @@ class ImageSet:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
+
+    def training_crc(self) -> str:
+        """CRC of the training images and labels, for what a checkpoint belongs to."""
+        labels = zlib.crc32(self.train_labels.numpy().tobytes())
+        return f"CRC of the training images {zlib.crc32(self.train_images.numpy().tobytes(), labels):08x}"
+
+
+def random_subset(dataset: ImageSet, setup: Any) -> ImageSet:
+    """Take as many images as a run's setup asks for, at random from its seed.
+
+    Args:
+        dataset: All images.
+        setup: Has ``train_images``, ``test_images`` and ``seed``; of images, None is all.
+
+    Returns:
+        The image set.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    chosen = {}
+    for part in ("train", "test"):
+        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+        wanted = getattr(setup, f"{part}_images")
+        wanted = len(images) if wanted is None else wanted
+        if not 1 <= wanted <= len(images):
+            raise ValueError(
+                f"random_subset: {part}_images must be in 1 to {len(images)} for {dataset.name}, got {wanted}"
+            )
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(setup.seed))[:wanted]
+        chosen |= {f"{part}_images": images[order], f"{part}_labels": labels[order]}
+    return replace(dataset, **chosen)
 
 
 def find_dataset(image_size: int = 32) -> ImageSet:

@@ -9,9 +9,9 @@ from experiments.classifier.command import find_data
 from experiments.common import arguments
 from experiments.common.record import Run
 from experiments.common.report import write_report
+from experiments.common.resumable import CHECKPOINT
 
 HELP = "Figure 5, right, and section 8: the Hessian of a classifier that is there"
-_CHECKPOINT = "checkpoint.pt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +54,9 @@ def act(parsed: argparse.Namespace, command: str) -> Path:
     from experiments.hessian.run import Choices, run
 
     classifier = Run.load(parsed.run) if parsed.run is not None else newest(parsed.out)
-    if classifier.experiment != "classifier" or not (classifier.folder / _CHECKPOINT).is_file():
+    if classifier.experiment != "classifier" or not (classifier.folder / CHECKPOINT).is_file():
         raise ValueError(
-            f"--run must name a run of the classifier with its {_CHECKPOINT}, got {classifier.folder}, a run of "
+            f"--run must name a run of the classifier with its {CHECKPOINT}, got {classifier.folder}, a run of "
             f"{classifier.experiment}"
         )
     setup = Setup.from_json(classifier.config)
@@ -92,11 +92,11 @@ def newest(out: Path) -> Run:
             run = Run.load(folder)
         except (OSError, ValueError):
             continue
-        if run.finished and (folder / _CHECKPOINT).is_file():
+        if run.finished and (folder / CHECKPOINT).is_file():
             found.append(run)
     if not found:
         raise FileNotFoundError(
-            f"--out must hold a finished run of the classifier with its {_CHECKPOINT}, got {str(out)!r}; make one with "
+            f"--out must hold a finished run of the classifier with its {CHECKPOINT}, got {str(out)!r}; make one with "
             "python -m experiments classifier, or name one with --run"
         )
     return max(found, key=lambda run: run.started)

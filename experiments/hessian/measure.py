@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import bsfast
 from bsfast import analysis, hessian
 from experiments.classifier import measure
+from experiments.classifier.training import branch_responses
 from experiments.common.augment import normalise
-from experiments.common.training import branch_responses
 
 FIRST_LAYER = "conv1.weight"
 LARGEST_MAP = 512  # cells a side; a panel has fewer pixels than the matrix has rows

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 
 from experiments.classifier.population import Model, Population
-from experiments.classifier.run import CHECKPOINT, identity, initial_population, subset
+from experiments.classifier.run import identity, initial_population
 from experiments.classifier.setup import Setup
 from experiments.common.checkpoint import load_checkpoint
-from experiments.common.data import ImageSet
+from experiments.common.data import ImageSet, random_subset
 from experiments.common.record import Run
+from experiments.common.resumable import CHECKPOINT
 from experiments.hessian import figures
 from experiments.hessian.measure import Curvature, curvature
 
@@ -49,7 +50,7 @@ def run(record: Run, classifier: Run, dataset: ImageSet, setup: Setup, choices: 
     Raises:
         ValueError: If data or checkpoint are not those of the classifier's run.
     """
-    dataset, setup = subset(dataset, setup), replace(setup, device="cpu")
+    dataset, setup = random_subset(dataset, setup), replace(setup, device="cpu")
     images = min(choices.images, len(dataset.train_images))
     model = Model(setup.branches, setup.seed)
     trained = Population(setup, len(dataset.classes))

@@ -10,10 +10,11 @@ from PIL import Image
 
 from experiments import cli
 from experiments.class_transfer import data
-from experiments.class_transfer.model import CHECKPOINT, load_trained, make_players
+from experiments.class_transfer.model import load_trained, make_players
 from experiments.class_transfer.setup import BUDGETS, Setup, choose
 from experiments.common.images import decode
 from experiments.common.record import Run
+from experiments.common.resumable import CHECKPOINT
 from experiments.common.synthetic.sets import synthetic_set
 from tests.experiments.image_files import encoded, members, pixels, png, write_archive, write_folder
 

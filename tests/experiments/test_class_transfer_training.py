@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_train_saves_when_asked_to_stop(data, tmp_path):
 
 def test_train_ends_at_its_time_limit(data, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     history = train(make_players(), *data, options=Options(steps=100, batch_size=4, time_limit=20.0))
     assert history.ended_by == "time limit"
     assert 0 < history.steps < 20
@@ -236,6 +237,15 @@ def test_train_stops_at_nan_and_names_the_checkpoint(data, tmp_path):
         train(players, *data, options=OPTIONS, checkpoint=tmp_path / "other.pt")
     with pytest.raises(ValueError, match="belongs to another training"):
         train(make_players(), *data, options=Options(steps=4, batch_size=3, report_steps=2), checkpoint=file)
+
+
+def test_train_never_saves_moments_that_are_not_finite(data, tmp_path):
+    run = training._Training(make_players("gaussian"), *data, OPTIONS, tmp_path / "checkpoint.pt", {})
+    next(run.steps())
+    next(iter(run.optimizers[0].state.values()))["exp_avg_sq"].fill_(math.inf)
+    with pytest.raises(RuntimeError, match="must stay finite, and are not after step 1; there is no checkpoint yet"):
+        run._save(force=True)
+    assert not run.checkpoint.exists()
 
 
 def test_train_clips_the_smoothers_gradient_only(data, monkeypatch):

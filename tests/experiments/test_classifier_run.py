@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from experiments.classifier.population import Model, Population
-from experiments.classifier.run import CHECKPOINT, run
+from experiments.classifier.run import run
 from experiments.classifier.setup import BUDGETS, Setup, choose
+from experiments.classifier.training import Options, train
 from experiments.common.data import load_digits
 from experiments.common.record import Run
-from experiments.common.training import Options, train
+from experiments.common.resumable import CHECKPOINT
 
 SETUP = Setup(
     branches=3, all_m=(2,), seeds=2, widths=(1, 1, 2, 2), train_images=64, epochs=2, batch_size=32, speed_repeats=1

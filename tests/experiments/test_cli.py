@@ -96,7 +96,7 @@ def test_main_reports_what_cannot_be_done(arguments, message, capsys):
 def test_resume_refuses_the_run_of_another_experiment(capsys):
     folder = Run("toy", {}).folder
     assert cli.main(["classifier", "--resume", str(folder)]) == 1
-    assert "--resume must name a run of the classifier, got one of toy" in capsys.readouterr().err
+    assert "--resume must name a run of classifier, got one of toy" in capsys.readouterr().err
 
 
 def test_classifier_then_report_and_figure(own_folder, capsys):

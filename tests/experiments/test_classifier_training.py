@@ -1,17 +1,17 @@
-"""The training loop: schedule, time limit, refusal of NaN, and a resume that changes no bit."""
+"""The classifiers' training loop: schedule, time limit, refusal of NaN, and a resume that changes no bit."""
 
 import itertools
 import os
 import signal
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.common import training
+from experiments.classifier.training import Options, branch_responses, schedule, train
 from experiments.common.augment import normalise
 from experiments.common.interrupt import Stopped
-from experiments.common.training import Options, branch_responses, schedule, train
 
 SIZE = 6
 
@@ -130,7 +130,7 @@ def test_train_never_saves_parameters_that_are_not_finite(problem, tmp_path):
 
 def test_train_ends_at_its_time_limit(problem, monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     history = train(new_net(), score, *problem, options=options(epochs=100, time_limit=24.0))
     assert history.ended_by == "time limit"
     assert history.steps < 24
