@@ -31,7 +31,7 @@ figures of the paper (arXiv 2206.05810); each also by its number, as in: python 
   18 to 21     class-transfer  all parts of animals; segmented eyes
 
 The classifier takes CIFAR-10 from the folder that the environment variable BSFAST_DATA names (default ./data), and
-scikit-learn's digits if there is none. Ctrl-C saves a classifier's training and says how to go on.
+scikit-learn's digits if there is none. Ctrl-C saves the training and says how to go on.
 """
 _COMMANDS: dict[str, ModuleType] = {
     "toy": toy,

@@ -40,7 +40,7 @@ net = bsfast.fuse(lambda: torch.nn.Conv2d(3, 4, 3), num_branches=2)
 x = torch.randn(16, 3, 5, 5)
 print(net(x).shape[0], *(row.kernel for row in net.report().rows))
 """
-    assert run(code, BSFAST_NATIVE="0") == "16 contiguous loop"
+    assert run(code, BSFAST_NATIVE="0") == "16 contiguous grouped"
 
 
 def test_import_is_lazy() -> None:
