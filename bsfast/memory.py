@@ -11,10 +11,10 @@ def keep_freed_memory() -> bool:
     """Make glibc keep the memory that tensors free, for this process, instead of giving it back to the system.
 
     By default every large tensor is new memory, whose pages the system clears one by one as they are first written;
-    for a training step of a large network on a CPU that can cost more than the arithmetic. With this setting the
-    process keeps the most memory it ever needed. It is what the environment variables ``MALLOC_MMAP_MAX_=0``,
-    ``MALLOC_TRIM_THRESHOLD_=-1`` and ``MALLOC_TOP_PAD_=268435456`` do from the start; call it before the first large
-    tensor. It speeds stock PyTorch as much. No effect on CUDA memory.
+    for a training step of a large network on a CPU that can cost as much as the arithmetic. With this setting the
+    process keeps the most memory it ever needed, and some between what is in use. The environment variables
+    ``MALLOC_MMAP_MAX_``, ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_TOP_PAD_`` do the same from the start; call it before
+    the first large tensor. It works for stock PyTorch, too. No effect on CUDA memory.
 
     Returns:
         Whether the C library is glibc and took the settings; nothing is changed otherwise.

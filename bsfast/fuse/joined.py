@@ -25,12 +25,11 @@ def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None
     """
     if torch.compiler.is_compiling():
         return "torch.compile takes the parts"
-    modules = [module_at(net, part.target) for part in chain.parts if part.op == "call_module"]
-    if any(is_watched(module) for module in modules):
+    modules = {part.target: module_at(net, part.target) for part in chain.parts if part.op == "call_module"}
+    if any(is_watched(module) for module in modules.values()):
         return "a hook watches a part"
     types = {chain.norm: BatchNorm, chain.conv: Conv2d}
-    paths = [part.target for part in chain.parts if part.op == "call_module"]
-    if any(type(module) is not types.get(path, nn.ReLU) for path, module in zip(paths, modules, strict=True)):
+    if any(type(module) is not types.get(path, nn.ReLU) for path, module in modules.items()):
         return "another module took the place of a part"
     norm, conv = _layers(chain, net)
     if norm is not None and not isinstance(norm.settings, nn.BatchNorm2d):

@@ -151,8 +151,9 @@ def conditions(host: dict[str, Any], peak: float, rounds: str) -> str:
     machine = f"{host['machine']} ({host['capability']}), {host['threads']} threads, torch {host['torch']}, float32"
     return (
         f"{machine}; medians of {rounds}, contestants in turns, each with the better of two malloc settings. % is the "
-        f"part of the FMA peak, {peak:.0f} GFLOP/s, that the multiplications and additions of convolutions and "
-        "matrices reach; x is what the best stock way costs over what bsfast does."
+        f"part of the FMA peak, {peak:.0f} GFLOP/s, that the multiplications and additions of direct convolutions "
+        "and of matrices reach; Winograd's tiles need fewer, so that it can be more than 100. x is what the best stock "
+        "way costs over what bsfast does."
     )
 
 
