@@ -123,7 +123,7 @@ def _rewrite_row(step: Step, net: StackedModule, program: Program, chosen: dict[
     node, operation = (" + ".join(row[column] for row in parts) for column in (0, 1))
     if chosen is None:
         return Row(node, operation, "?", _UNKNOWN)
-    kernel, reason, _ = chosen[step.name]
+    kernel, reason = chosen[step.name][:2]
     return Row(node, operation, kernel, f"{step.target.reason}; {reason}")
 
 

@@ -75,18 +75,18 @@ def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tenso
     Args:
         x: Shape ``(M, N, C_in, H, W)``, or ``(N, C_in, H, W)`` if shared by all branches.
         conv: The convolution.
-        norm: The normalisation, or None; weights and bias of the convolution do its work.
+        norm: The normalisation, or None.
         residual: What is added, of the result's shape, or None.
         relu: Whether a ReLU comes last.
 
     Returns:
         Shape ``(M, N, C_out, H_out, W_out)``.
     """
-    weight, bias = conv.weight, conv.bias
+    scale, bias = None, conv.bias
     if norm is not None:
         scale, shift = norm.coefficients()
-        weight, bias = weight * scale[:, :, None, None, None], shift if bias is None else shift + bias * scale
-    return ops.folded_conv2d(x, weight, bias, _geometry(conv), residual, relu=relu)
+        bias = shift if bias is None else shift + bias * scale
+    return ops.folded_conv2d(x, conv.weight, scale, bias, _geometry(conv), residual, relu=relu)
 
 
 def _fits(norm: BatchNorm, channels: int, dtype: torch.dtype) -> bool:

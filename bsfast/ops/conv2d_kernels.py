@@ -33,7 +33,8 @@ def native_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any], **around: 
 
 def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Allocate the result of conv2d and note its plan, for reports."""
-    plan.conv2d(problem(x, x.shape, weight.shape, *geometry))
+    if plan.is_noting():
+        plan.conv2d(problem(x, x.shape, weight.shape, *geometry))
     return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
 
 
@@ -80,7 +81,7 @@ def weight_grad(x: Tensor, grad: Tensor, kernel_size: Pair, *geometry: Any, **pr
     out = weight_grad_fake(x, grad, kernel_size, *geometry)
     chosen = plan.conv2d_weight_grad(problem(x, x.shape, out.shape, *geometry))
     if chosen.algorithm == "native":
-        around = {**prologue, "winograd": chosen.tile}
+        around = {**prologue, "winograd": chosen.tile, "patches": chosen.patches}
         torch.ops.bsfast.conv2d_weight_grad_out(x, in_order_of(grad, x), out, *geometry, **around)
         return out
     if prologue:
@@ -120,22 +121,19 @@ def problem(
 ) -> plan.Conv2d:
     """Describe a convolution, or a gradient whose first activation this is, to :mod:`bsfast.ops.plan`."""
     samples = activation.shape[-4]
-    pairs = {
-        "kernel_size": weight_size[-2:],
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "channels": (weight_size[2], weight_size[1] // groups),
-        "size": input_size[-2:],
-    }
     return plan.Conv2d(
         device=activation.device.type,
         dtype=activation.dtype,
         batch_last=is_batch_last(activation) or (samples == 1 and activation.is_contiguous()),
         samples=samples,
-        shared=len(input_size) == 4,
+        kernel_size=(weight_size[-2], weight_size[-1]),
+        stride=(stride[0], stride[1]),
+        padding=(padding[0], padding[1]),
+        dilation=(dilation[0], dilation[1]),
         groups=groups,
-        **{name: (pair[0], pair[1]) for name, pair in pairs.items()},
+        shared=len(input_size) == 4,
+        channels=(weight_size[2], weight_size[1] // groups),
+        size=(input_size[-2], input_size[-1]),
     )
 
 

@@ -110,14 +110,22 @@ def norm_conv2d(
 
 
 def folded_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any], residual: Tensor | None, *, relu: bool
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[Any],
+    residual: Tensor | None,
+    *,
+    relu: bool,
 ) -> Tensor:
-    """Convolve every branch and store act(y + bias + residual) at once; without gradients.
+    """Convolve every branch and store act(scale y + bias + residual) at once; without gradients.
 
     Args:
         x: As for :func:`norm_conv2d`, which must be ``"native"``.
         weight: Shape ``(M, C_out, C_in / groups, kH, kW)``.
-        bias: Shape ``(M, C_out)``, or None.
+        scale: Shape ``(M, C_out)``, or None for 1.
+        bias: Shape ``(M, C_out)``, or None for 0.
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: Shape of the result, or None.
         relu: Whether the activation is a ReLU, or there is none.
@@ -126,7 +134,8 @@ def folded_conv2d(
         Shape ``(M, N, C_out, H_out, W_out)``.
     """
     other = None if residual is None else conv2d_kernels.in_order_of(residual, x)
-    after = {"bias": None if bias is None else bias.contiguous(), "residual": other, "relu": relu}
+    scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
+    after = {"out_scale": scale, "bias": bias, "residual": other, "relu": relu}
     return conv2d_kernels.native_conv2d(x, weight, geometry, winograd=_plan_conv2d(x, weight, geometry).tile, **after)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
@@ -20,6 +21,13 @@ FEWEST_SAMPLES = 4  # of which the own kernel computes per-sample gradients fast
 _GAIN = {2: (2.1, 5.0), 4: (3.4, 12.0)}
 _WEIGHT_GRAD_GAIN = {2: (1.75, 7.0), 4: (2.8, 14.0)}
 _LEAST_GAIN = 1.05
+_KEPT = 4096  # plans, of which a network of few samples needs each as often as it runs
+
+# Time of the direct weight gradient, in multiply-adds of a vector: what a tile costs beside those of its line, and what
+# it costs to transpose an element of the input and to read a gradient's element for a patch (measured as above).
+_TILE_COST = 3.0
+_TRANSPOSE_COST = 1.5
+_PATCH_COST = 1.1
 _largest_tile = 2
 
 _NOTES: ContextVar[list["Plan"] | None] = ContextVar("notes", default=None)
@@ -36,9 +44,18 @@ def noting() -> Iterator[list["Plan"]]:
         _NOTES.reset(token)
 
 
-def _note(chosen: "Plan") -> "Plan":
+def is_noting() -> bool:
+    """Whether a block collects choices."""
+    return _notes() is not None
+
+
+def _notes() -> list["Plan"] | None:
     # dynamo cannot trace context variables, and nobody notes a compiled call.
-    notes = None if torch.compiler.is_compiling() else _NOTES.get()
+    return None if torch.compiler.is_compiling() else _NOTES.get()
+
+
+def _note(chosen: "Plan") -> "Plan":
+    notes = _notes()
     if notes is not None:
         notes.append(chosen)
     return chosen
@@ -70,11 +87,13 @@ class Plan(NamedTuple):
             ``"grouped"`` (one grouped call), or a name that the function which chose it explains.
         reason: Why, in a sentence fragment.
         tile: Outputs along each axis of Winograd's tiles, or 0 where a convolution is computed directly.
+        patches: Whether a weight gradient has patches of the input in the vector lanes.
     """
 
     algorithm: str
     reason: str
     tile: int = 0
+    patches: bool = False
 
 
 class Conv2d(NamedTuple):
@@ -112,21 +131,40 @@ class Conv2d(NamedTuple):
 
 def conv2d(problem: Conv2d) -> Plan:
     """Choose the algorithm of a convolution."""
-    return _choose(problem, (), _winograd(problem, _GAIN, problem.padding))
+    return _note(_conv2d(problem, _largest_tile, native_why_not(problem.device)))
 
 
 def conv2d_input_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the input gradient."""
-    inner = "groups inside a branch have no own kernel for the gradient of a shared input"
-    transposed = (2 - problem.padding[0], 2 - problem.padding[1])  # padding of the gradient, which is the source
-    winograd = _winograd(problem, _GAIN, transposed)
-    return _choose(problem, ((inner, problem.shared and problem.groups != 1),), winograd)
+    return _note(_conv2d_input_grad(problem, _largest_tile, native_why_not(problem.device)))
 
 
 def conv2d_weight_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the weight gradient."""
-    tile = _winograd(problem, _WEIGHT_GRAD_GAIN, problem.padding, skips=False)
-    return _choose(problem, (), tile, loops=problem.samples >= MANY_SAMPLES)
+    return _note(_conv2d_weight_grad(problem, _largest_tile, native_why_not(problem.device)))
+
+
+@lru_cache(maxsize=_KEPT)
+def _conv2d(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+    _, tile = _winograd(problem, _GAIN, problem.padding, largest_tile)
+    return _choose(problem, no_library, tile=tile)
+
+
+@lru_cache(maxsize=_KEPT)
+def _conv2d_input_grad(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+    inner = "groups inside a branch have no own kernel for the gradient of a shared input"
+    transposed = (2 - problem.padding[0], 2 - problem.padding[1])  # padding of the gradient, which is the source
+    _, tile = _winograd(problem, _GAIN, transposed, largest_tile)
+    return _choose(problem, no_library or (inner if problem.shared and problem.groups != 1 else None), tile=tile)
+
+
+@lru_cache(maxsize=_KEPT)
+def _conv2d_weight_grad(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+    gain, tile = _winograd(problem, _WEIGHT_GRAD_GAIN, problem.padding, largest_tile, skips=False)
+    # oneDNN adds up the gradients of many samples faster branch by branch; all else it does faster at once.
+    stock = "loop" if problem.device == "cpu" and problem.samples >= MANY_SAMPLES else "grouped"
+    patches = _patch_gain(problem) > gain
+    return _choose(problem, no_library, tile=0 if patches else tile, patches=patches, stock=stock)
 
 
 def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
@@ -151,43 +189,47 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
     return _note(Plan("native", "every vector lane is a sample: nothing is added up between lanes"))
 
 
-def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int, *, loops: bool = False) -> Plan:
-    device, dtype = problem.device, problem.dtype
-    all_refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-        *refusals,
-        ("the activations are not batch-last in memory", not problem.batch_last),
-    )
-    for why_not, applies in all_refusals:
-        if applies and why_not is not None:
-            # oneDNN adds up the gradients of many samples faster branch by branch; all else it does faster at once.
-            return _note(Plan("loop" if loops and device == "cpu" else "grouped", why_not))
-    lanes = "samples" if problem.samples >= LANES else "columns and samples"
+def _choose(
+    problem: Conv2d, no_kernel: str | None, *, tile: int, patches: bool = False, stock: str = "grouped"
+) -> Plan:
+    if no_kernel is None and problem.dtype not in NATIVE_DTYPES:
+        no_kernel = f"{problem.dtype} has no own kernel"
+    if no_kernel is None and not problem.batch_last:
+        no_kernel = "the activations are not batch-last in memory"
+    if no_kernel is not None:
+        return Plan(stock, no_kernel)
+    many = "samples" if problem.samples >= LANES else "columns and samples"
+    lanes = "column taps and channels" if patches else many
     how = f"; Winograd by {tile}x{tile} outputs" if tile else ""
-    return _note(Plan("native", f"batch-last: {lanes} in the vector lanes{how}", tile))
+    return Plan("native", f"batch-last: {lanes} in the vector lanes{how}", tile, patches)
 
 
 def _winograd(
-    problem: Conv2d, gains: dict[int, tuple[float, float]], padding: tuple[int, int], *, skips: bool = True
-) -> int:
-    """Outputs of the fastest tile along each axis, or 0 for direct multiply-adds.
+    problem: Conv2d,
+    gains: dict[int, tuple[float, float]],
+    padding: tuple[int, int],
+    largest_tile: int,
+    *,
+    skips: bool = True,
+) -> tuple[float, int]:
+    """Estimate what the fastest tile gains over direct multiply-adds.
 
     Args:
         problem: The convolution.
         gains: Of each tile.
         padding: Of the source.
+        largest_tile: That may be used.
         skips: Whether the direct kernel skips taps on padding.
 
     Returns:
-        0, 2 or 4.
+        The gain, and outputs of the tile along each axis; the least gain and 0 where none is faster.
     """
+    estimates = [(_LEAST_GAIN, 0)]
     three = problem.kernel_size == (3, 3) and problem.stride == problem.dilation == (1, 1)
     if not three or min(padding) < 0 or max(padding) > 2 or problem.dtype != torch.float32:
-        return 0
+        return estimates[0]
     if 0 in (problem.samples, *problem.size, *problem.channels):
-        return 0
-    estimates = [(_LEAST_GAIN, 0)]
+        return estimates[0]
     for tile, (most, half_at) in gains.items():
         gain = most / (1 + half_at * sum(1 / channels for channels in problem.channels) / 2)
         gain *= problem.samples / (LANES * ceil(problem.samples / LANES))
@@ -195,8 +237,21 @@ def _winograd(
             target = size + (2 * own - 2 if own == of_source else 0)
             skipped = of_source * (of_source + 1) / (3 * target) if skips else 0  # share of taps
             gain *= (1 - skipped) * target / (tile * ceil(target / tile))
-        estimates += [(gain, tile)] if tile <= _largest_tile else []
-    return max(estimates)[1]
+        estimates += [(gain, tile)] if tile <= largest_tile else []
+    return max(estimates)
+
+
+def _patch_gain(problem: Conv2d) -> float:
+    """Estimate what patches in the vector lanes gain over samples and columns there, in a direct weight gradient."""
+    (inputs, outputs), (height, width), stride = problem.channels, problem.kernel_size, problem.stride[1]
+    columns = (problem.size[1] + 2 * problem.padding[1] - width) // stride + 1
+    if problem.dilation[1] != 1 or columns < 1 or 0 in (problem.samples, *problem.channels):
+        return 0.0
+    lanes = LANES * 4 // problem.dtype.itemsize
+    pixels, patch = columns * problem.samples, width * inputs
+    line = patch * (ceil(pixels / lanes) + _TILE_COST)
+    transposed = inputs * columns * stride * problem.stride[0] * problem.samples / (outputs * height)
+    return line / (_PATCH_COST * pixels * ceil(patch / lanes) + _TRANSPOSE_COST * transposed)
 
 
 def norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool, piece: str) -> Plan:

@@ -19,9 +19,10 @@ struct Moments {
   double count, mean, square;  // square: sum of squared deviations from the mean
 };
 
-// Stores act(y + bias + residual) instead of y, and describes what it stored.
+// Stores act(scale y + bias + residual) instead of y, and describes what it stored.
 template <class T>
 struct Epilogue {
+  const T* scale = nullptr;     // [M, channels] or null
   const T* bias = nullptr;      // [M, channels] or null
   const T* residual = nullptr;  // as the result, or null
   bool relu = false;

@@ -28,6 +28,9 @@ struct Axis {
   Axis(const Axis&) = delete;
   Axis& operator=(const Axis&) = delete;
 
+  // Number of taps of a class.
+  int64_t count(int64_t residue) const { return first[residue + 1] - first[residue]; }
+
   // Number of targets of a class.
   int64_t targets(int64_t residue) const { return (target - residue + classes - 1) / classes; }
 };

@@ -57,7 +57,7 @@ template <class T, bool Stream>
 inline __attribute__((always_inline)) void put(T* to, V<T> value, int64_t count) {
   if (Stream) return stream(to, value);
   if (count == Lanes<T>::count) return store(to, value);
-  std::memcpy(to, &value, size_t(count) * sizeof(T));
+  store_some(to, count, value);
 }
 
 // Mean and mean square deviation of a channel: of each block by two passes over it, merged in double (Chan et al.,

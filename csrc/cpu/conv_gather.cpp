@@ -25,7 +25,7 @@ struct Work {
   const GatherPlan& plan;
   RowLayout layout;
   int tile;
-  int64_t sources, targets, padded_targets, most_taps;
+  int64_t sources, targets, padded_targets;
 
   explicit Work(const GatherPlan& plan)
       : plan(plan),
@@ -33,17 +33,18 @@ struct Work {
         tile(tile_channels(plan.target_channels())),
         sources(plan.source_channels()),
         targets(plan.target_channels()),
-        padded_targets(round_up(targets, tile)),
-        most_taps(sources * plan.shape.taps()) {}
+        padded_targets(round_up(targets, tile)) {}
 
   int64_t images() const { return plan.shape.branches * plan.shape.repeats; }
   int64_t slices() const { return layout.chunks * plan.rows.target; }
   int64_t units() const { return images() * plan.shape.groups * slices(); }
   int64_t sums() const { return round_up(targets * TargetRow<T>::kSums, 64); }
   int64_t weights() const { return round_up(padded_targets * sources * plan.shape.taps(), 64); }
+  int64_t offsets() const { return sources * plan.shape.kernel[1]; }
   int64_t row_elements() const { return round_up(layout.elements(kAccumulators * Lanes<T>::count), 64); }
   size_t bytes() const {
-    return size_t(weights() + row_elements() + sums()) * sizeof(T) + size_t(most_taps + layout.slots + 64) * 8;
+    return size_t(weights() + row_elements() + sums()) * sizeof(T) +
+           size_t(offsets() + plan.shape.kernel[0] + layout.slots + 64) * 8;
   }
 };
 
@@ -56,60 +57,91 @@ void pack_weights(const Work<T>& work, const T* weight, T* packed) {
   const int64_t taps = s.taps(), per_out = s.in_channels * taps;
   const int64_t source_stride = plan.transposed ? per_out : taps, target_stride = plan.transposed ? taps : per_out;
   for (int64_t rh = 0; rh < plan.rows.classes; ++rh)
-    for (int64_t rw = 0; rw < plan.columns.classes; ++rw)
-      for (int64_t first = 0; first < work.targets; first += work.tile)
-        for (int64_t i = plan.rows.first[rh]; i < plan.rows.first[rh + 1]; ++i)
-          for (int64_t c = 0; c < work.sources; ++c)
-            for (int64_t j = plan.columns.first[rw]; j < plan.columns.first[rw + 1]; ++j)
-              for (int64_t t = first; t < first + work.tile; ++t)
-                *packed++ = t < work.targets
-                                ? weight[t * target_stride + c * source_stride +
-                                         plan.rows.taps[i].kernel * s.kernel[1] + plan.columns.taps[j].kernel]
-                                : T(0);
+    for (int64_t rw = 0; rw < plan.columns.classes; ++rw) {
+      const Tap *row = plan.rows.taps + plan.rows.first[rh], *column = plan.columns.taps + plan.columns.first[rw];
+      const int64_t height = plan.rows.count(rh), width = plan.columns.count(rw);
+      for (int64_t t = 0; t < work.padded_targets; ++t) {
+        T* to = packed + t / work.tile * work.tile * height * work.sources * width + t % work.tile;
+        for (int64_t i = 0; i < height; ++i)
+          for (int64_t c = 0; c < work.sources; ++c) {
+            const T* from = weight + t * target_stride + c * source_stride + row[i].kernel * s.kernel[1];
+            for (int64_t j = 0; j < width; ++j, to += work.tile) *to = t < work.targets ? from[column[j].kernel] : T(0);
+          }
+      }
+      packed += work.padded_targets * height * work.sources * width;
+    }
 }
 
-// One register tile: `Channels` targets of `Vectors` vectors of the line, over `count` source lines.
+// The source of one target line: `count` rows, of each the lines at the same offsets.
+template <class T>
+struct Lines {
+  const T* const* rows;
+  int64_t count;
+  const int64_t* offsets;
+  int64_t per_row;
+};
+
+// One register tile: `Channels` targets of `Vectors` vectors of the line.
 template <class T, int Channels, int Vectors>
-inline __attribute__((always_inline)) void tile(const T* const* lines, int64_t count, const T* packed, int64_t first,
-                                                int64_t at, int64_t channels, const TargetRow<T>& target) {
+inline __attribute__((always_inline)) void tile(const Lines<T>& lines, const T* packed, int64_t first, int64_t at,
+                                                int64_t channels, const TargetRow<T>& target) {
   using V = typename Lanes<T>::Vector;
   constexpr int64_t L = Lanes<T>::count;
   V sum[Channels][Vectors] = {};
-  for (int64_t k = 0; k < count; ++k, packed += Channels) {
-    const T* line = lines[k] + at;
-    V in[Vectors];
+  for (int64_t i = 0; i < lines.count; ++i) {
+    const T* row = lines.rows[i] + at;
+    for (int64_t k = 0; k < lines.per_row; ++k, packed += Channels) {
+      const T* line = row + lines.offsets[k];
+      V in[Vectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < Vectors; ++i) in[i] = load(line + i * L);
+      for (int v = 0; v < Vectors; ++v) in[v] = load(line + v * L);
 #pragma GCC unroll 8
-    for (int o = 0; o < Channels; ++o) {
-      const T w = packed[o];
+      for (int o = 0; o < Channels; ++o) {
+        const T w = packed[o];
 #pragma GCC unroll 8
-      for (int i = 0; i < Vectors; ++i) sum[o][i] += in[i] * w;
+        for (int v = 0; v < Vectors; ++v) sum[o][v] += in[v] * w;
+      }
     }
   }
+  if (target.takes_whole(at, Vectors)) {
 #pragma GCC unroll 8
-  for (int o = 0; o < Channels; ++o) {
-    if (first + o >= channels) break;
+    for (int o = 0; o < Channels; ++o) {
+      if (first + o >= channels) break;
 #pragma GCC unroll 8
-    for (int i = 0; i < Vectors; ++i) target.put(first + o, at + i * L, sum[o][i]);
+      for (int v = 0; v < Vectors; ++v) target.put_whole(first + o, at + v * L, sum[o][v]);
+    }
+    return;
   }
+  if constexpr (Vectors == 1)
+    if (target.dense) {
+      for (int o = 0; o < Channels && first + o < channels; ++o) target.put_last(first + o, at, sum[o][0]);
+      return;
+    }
+  T values[Channels][Vectors * L];
+#pragma GCC unroll 8
+  for (int o = 0; o < Channels; ++o)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) store(values[o] + v * L, sum[o][v]);
+  for (int o = 0; o < Channels && first + o < channels; ++o) target.put_some(first + o, at, values[o], Vectors * L);
 }
 
 // All channels of one target line.
 template <class T, int Channels>
-void line(const Work<T>& work, const T* const* lines, int64_t count, const T* packed, int64_t tile_weights,
+void line(const Work<T>& work, const Lines<T>& lines, const T* packed, int64_t tile_weights,
           const TargetRow<T>& target) {
   constexpr int64_t L = Lanes<T>::count;
   constexpr int Vectors = kAccumulators / Channels;
-  int64_t at = 0;
-  for (; at < target.length; at += at + Vectors * L <= target.length ? Vectors * L : L) {
-    const bool whole = at + Vectors * L <= target.length;
+  for (int64_t at = 0, taken; at < target.length; at += taken) {
+    const int64_t left = target.length - at;
+    taken = left >= Vectors * L ? Vectors * L : left >= 2 * L ? 2 * L : L;
     const T* weights = packed;
     for (int64_t o = 0; o < work.targets; o += Channels, weights += tile_weights)
-      if (whole)
-        tile<T, Channels, Vectors>(lines, count, weights, o, at, work.targets, target);
+      if (taken == Vectors * L)
+        tile<T, Channels, Vectors>(lines, weights, o, at, work.targets, target);
+      else if (taken == 2 * L)
+        tile<T, Channels, 2>(lines, weights, o, at, work.targets, target);
       else
-        tile<T, Channels, 1>(lines, count, weights, o, at, work.targets, target);
+        tile<T, Channels, 1>(lines, weights, o, at, work.targets, target);
   }
 }
 
@@ -138,9 +170,14 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
   T* packed = static_cast<T*>(scratch);
   T* memory = packed + work.weights();
   T* sums = memory + work.row_elements();
-  const T** lines = reinterpret_cast<const T**>(sums + work.sums());
+  const T** source_rows = reinterpret_cast<const T**>(sums + work.sums());
+  int64_t* offsets = reinterpret_cast<int64_t*>(source_rows + s.kernel[0]);  // [column class][source][column tap]
   SourceRows<T> staged{columns,   layout,          work.sources, rows.source,
-                       s.samples, operands.before, memory,       reinterpret_cast<int64_t*>(lines + work.most_taps)};
+                       s.samples, operands.before, memory,       offsets + work.offsets()};
+  for (int64_t rw = 0, i = 0; rw < columns.classes; ++rw)
+    for (int64_t c = 0; c < work.sources; ++c)
+      for (int64_t j = columns.first[rw]; j < columns.first[rw + 1]; ++j)
+        offsets[i++] = layout.offset(c, columns.taps[j], columns.low);
   const int64_t source_image = work.sources * rows.source * columns.source * s.samples;
   const int64_t target_plane = rows.target * columns.target * s.samples;
   const Epilogue<T>& after = operands.after;
@@ -165,32 +202,27 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
     const int64_t out =
         (image * s.groups + group) * work.targets * target_plane + h * columns.target * s.samples + first;
     const int64_t channel = (branch * s.groups + group) * work.targets;  // of the epilogue
-    const int64_t rh = h % rows.classes, row_taps = rows.first[rh + 1] - rows.first[rh];
+    // Rows outside the image add nothing: they are the first or the last of the taps.
+    const int64_t rh = h % rows.classes;
+    int64_t count = 0, skipped = 0;
+    for (int64_t i = rows.first[rh]; i < rows.first[rh + 1]; ++i) {
+      const Tap& tap = rows.taps[i];
+      const int64_t index = (h / rows.classes + tap.shift) * rows.phases + tap.phase;
+      if (index >= 0 && index < rows.source)
+        source_rows[count++] = staged.get(in, (branch * s.groups + group) * work.sources, index, first);
+      else if (count == 0)
+        ++skipped;
+    }
     const T* weights = packed + rows.first[rh] * s.kernel[1] * work.sources * work.padded_targets;
     for (int64_t rw = 0; rw < columns.classes; ++rw) {
-      const int64_t column_taps = columns.first[rw + 1] - columns.first[rw];
-      const int64_t tap_weights = work.sources * column_taps * work.tile;
-      // Rows outside the image add nothing: they are the first or the last of the taps.
-      int64_t count = 0, skipped = 0;
-      for (int64_t i = rows.first[rh]; i < rows.first[rh + 1]; ++i) {
-        const Tap& tap = rows.taps[i];
-        const int64_t index = (h / rows.classes + tap.shift) * rows.phases + tap.phase;
-        if (index < 0 || index >= rows.source) {
-          if (count == 0) ++skipped;
-          continue;
-        }
-        const T* row = staged.get(in, (branch * s.groups + group) * work.sources, index, first);
-        for (int64_t c = 0; c < work.sources; ++c)
-          for (int64_t j = columns.first[rw]; j < columns.first[rw + 1]; ++j)
-            lines[count++] =
-                row + c * layout.channel +
-                (columns.taps[j].phase * layout.positions + columns.taps[j].shift - columns.low) * layout.chunk;
-      }
+      const int64_t per_row = work.sources * columns.count(rw);
+      const Lines<T> lines{source_rows, count, offsets + columns.first[rw] * work.sources, per_row};
       const int64_t pixel = columns.classes * s.samples;
       const bool dense = columns.classes == 1 && layout.chunk == s.samples;
       const int64_t at = out + rw * s.samples;
       const TargetRow<T> to{operands.target + at,
                             after.residual ? after.residual + at : nullptr,
+                            after.scale ? after.scale + channel : nullptr,
                             after.bias ? after.bias + channel : nullptr,
                             after.moments ? sums : nullptr,
                             after.relu,
@@ -201,17 +233,17 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
                             columns.targets(rw) * layout.chunk,
                             dense,
                             large && aligned && s.samples % layout.chunk == 0 && layout.chunk % L == 0};
-      const T* own = weights + skipped * tap_weights;
-      const int64_t tile_weights = row_taps * tap_weights;
+      const T* own = weights + skipped * per_row * work.tile;
+      const int64_t tile_weights = rows.count(rh) * per_row * work.tile;
       if (work.tile == 8)
-        line<T, kAccumulators % 8 == 0 ? 8 : 4>(work, lines, count, own, tile_weights, to);
+        line<T, kAccumulators % 8 == 0 ? 8 : 4>(work, lines, own, tile_weights, to);
       else if (work.tile == 6)
-        line<T, 6>(work, lines, count, own, tile_weights, to);
+        line<T, 6>(work, lines, own, tile_weights, to);
       else
-        line<T, 4>(work, lines, count, own, tile_weights, to);
+        line<T, 4>(work, lines, own, tile_weights, to);
       if (after.moments)  // of a convolution, which has one column class
         for (int64_t o = 0; o < work.targets; ++o) after.moments[unit * work.targets + o] = to.moments(o);
-      weights += row_taps * column_taps * work.sources * work.padded_targets;
+      weights += rows.count(rh) * per_row * work.padded_targets;
     }
   }
   stream_fence();

@@ -172,8 +172,8 @@ Prologue<T> prologue(const Optional& scale, const Optional& shift, bool rectify)
 
 void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, Ints padding, Ints dilation,
                 int64_t groups, int64_t winograd, const Optional& scale, const Optional& shift, bool rectify,
-                const Optional& bias, const Optional& residual, bool relu, const Optional& mean,
-                const Optional& variance) {
+                const Optional& out_scale, const Optional& bias, const Optional& residual, bool relu,
+                const Optional& mean, const Optional& variance) {
   constexpr const char* op = "conv2d_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -181,15 +181,18 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
   check_kinds(op, x, weight, out);
   check_prologue(op, s, x.scalar_type(), scale, shift);
   STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance must be given together");
-  for (const Optional* t : {&bias, &mean, &variance})
-    if (*t) check_channels(op, "bias, mean and variance", **t, s.branches, s.groups * s.out_channels, x.scalar_type());
+  for (const Optional* t : {&out_scale, &bias, &mean, &variance})
+    if (*t)
+      check_channels(op, "out_scale, bias, mean and variance", **t, s.branches, s.groups * s.out_channels,
+                     x.scalar_type());
   check_residual(op, residual, out);
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", out, "out");
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Epilogue<T> after{data_or_null<T>(bias), data_or_null<T>(residual), relu, nullptr};
+    const Epilogue<T> after{data_or_null<T>(out_scale), data_or_null<T>(bias), data_or_null<T>(residual), relu,
+                            nullptr};
     run_convolution<T>(op, s, false, winograd,
                        {data<T>(x), data<T>(weight), result<T>(out), prologue<T>(scale, shift, rectify), after}, mean,
                        variance);
@@ -220,7 +223,7 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Epilogue<T> after{nullptr, data_or_null<T>(residual), false, nullptr};
+    const Epilogue<T> after{nullptr, nullptr, data_or_null<T>(residual), false, nullptr};
     run_convolution<T>(op, s, true, winograd, {data<T>(grad), data<T>(weight), result<T>(out), {}, after}, {}, {});
   };
   grad.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
@@ -228,23 +231,26 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
 
 void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Ints stride, Ints padding, Ints dilation,
                             int64_t groups, int64_t winograd, const Optional& scale, const Optional& shift,
-                            bool rectify) {
+                            bool rectify, bool patches) {
   constexpr const char* op = "conv2d_weight_grad_out";
   check_weight(op, out, "out");
   ConvShape s = describe(op, x.sizes(), out.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_kinds(op, x, grad, out);
   check_prologue(op, s, x.scalar_type(), scale, shift);
+  STD_TORCH_CHECK(!patches || s.dilation[1] == 1, op, ": patches need a dilation of 1 along the width, got ",
+                  s.dilation[1]);
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", grad, "grad");
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     static const WeightGrad<T> direct = weight_grad<T>(chosen_isa(op));
+    static const WeightGrad<T> patched = weight_grad_patches<T>(chosen_isa(op));
     static const WinogradWeightGrad<T> tiled = winograd_weight_grad<T>(chosen_isa(op));
     const Prologue<T> before = prologue<T>(scale, shift, rectify);
     if (winograd > 0) return run_weight_grad(op, tiled, WinogradWeightGradPlan(s, int(winograd)), x, before, grad, out);
-    run_weight_grad(op, direct, WeightGradPlan(s), x, before, grad, out);
+    run_weight_grad(op, patches ? patched : direct, WeightGradPlan(s), x, before, grad, out);
   };
   x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
 }

@@ -112,7 +112,7 @@ void put(const Image<T>& image, const T* sums, int64_t channels, int64_t taps, T
         store(to, image.first ? sum : load(to) + sum);
       } else {
         const auto value = image.first ? sum : load_some(to, image.count) + sum;
-        std::memcpy(to, &value, size_t(image.count) * sizeof(T));
+        store_some(to, image.count, value);
       }
     }
 }

@@ -107,11 +107,7 @@ void reduce(const Work<T>& work, const T* sums, T* partial) {
   for (int64_t o = 0; o < work.plan.shape.out_channels; ++o)
     for (int64_t t = 0; t < work.taps; ++t) {
       const T* lanes = sums + ((t / kTaps * work.plan.shape.out_channels + o) * kTaps + t % kTaps) * L;
-      T sum[L];
-      std::memcpy(sum, lanes, sizeof(sum));
-      for (int64_t half = L / 2; half > 0; half /= 2)
-        for (int64_t i = 0; i < half; ++i) sum[i] += sum[i + half];
-      partial[o * work.taps + t] = sum[0];
+      partial[o * work.taps + t] = sum_of_lanes<T>(load(lanes));
     }
 }
 
@@ -185,13 +181,9 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
                            ? nullptr
                            : staged.get(in, (branch * s.groups + group) * s.in_channels, index, first);
         for (int64_t c = 0; c < s.in_channels; ++c)
-          for (int64_t j = 0; j < s.kernel[1]; ++j) {
-            const Tap& column = columns.taps[j];
+          for (int64_t j = 0; j < s.kernel[1]; ++j)
             lines[c * s.taps() + k * s.kernel[1] + j] =
-                row == nullptr ? zeros
-                               : row + c * layout.channel +
-                                     (column.phase * layout.positions + column.shift - columns.low) * layout.chunk;
-          }
+                row == nullptr ? zeros : row + layout.offset(c, columns.taps[j], columns.low);
       }
       used = work.taps;
       for (; used < work.tap_tiles * kTaps; ++used) lines[used] = zeros;

@@ -35,6 +35,7 @@ struct WeightGrad {
               void* scratch, int64_t begin, int64_t end);
 };
 
-BSFAST_KERNEL(WeightGrad, weight_grad)
+BSFAST_KERNEL(WeightGrad, weight_grad)          // samples and columns in the vector lanes
+BSFAST_KERNEL(WeightGrad, weight_grad_patches)  // patches of the input; the columns' dilation is 1
 
 }  // namespace bsfast

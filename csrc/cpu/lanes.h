@@ -37,17 +37,44 @@ inline typename Lanes<T>::Vector load(const T* from) {
   return *reinterpret_cast<const typename Lanes<T>::Unaligned*>(from);
 }
 
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+inline __m512 masked_load(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), from); }
+inline __m512d masked_load(const double* from, int64_t count) {
+  return _mm512_maskz_loadu_pd(__mmask8(first_lanes(count)), from);
+}
+inline void masked_store(float* to, int64_t count, __m512 value) {
+  _mm512_mask_storeu_ps(to, first_lanes(count), value);
+}
+inline void masked_store(double* to, int64_t count, __m512d value) {
+  _mm512_mask_storeu_pd(to, __mmask8(first_lanes(count)), value);
+}
+#endif
+
 // The first `count` elements; the other lanes are zero.
 template <class T>
 inline typename Lanes<T>::Vector load_some(const T* from, int64_t count) {
+#if defined(__AVX512F__)
+  return (typename Lanes<T>::Vector)masked_load(from, count);
+#else
   typename Lanes<T>::Vector value{};
   std::memcpy(&value, from, size_t(count) * sizeof(T));
   return value;
+#endif
 }
 
 template <class T>
 inline void store(T* to, typename Lanes<T>::Vector value) {
   *reinterpret_cast<typename Lanes<T>::Unaligned*>(to) = value;
+}
+
+template <class T>
+inline void store_some(T* to, int64_t count, typename Lanes<T>::Vector value) {
+#if defined(__AVX512F__)
+  masked_store(to, count, value);
+#else
+  std::memcpy(to, &value, size_t(count) * sizeof(T));
+#endif
 }
 
 // Larger results cannot stay in the last-level cache.
@@ -79,6 +106,29 @@ template <class T>
 inline typename Lanes<T>::Vector rectified(typename Lanes<T>::Vector value) {
   using V = typename Lanes<T>::Vector;
   return value < V{} ? V{} : value;
+}
+
+// Adds up halves of a vector until one has no more than so many bytes.
+template <class T, int64_t PartBytes, int64_t Bytes = kVectorBytes>
+inline __attribute__((always_inline)) auto folded(const void* vector) {
+  typedef T Half __attribute__((vector_size(Bytes > PartBytes ? Bytes / 2 : Bytes), may_alias));
+  Half half[2];
+  std::memcpy(half, vector, Bytes);
+  if constexpr (Bytes > PartBytes) {
+    half[0] += half[1];
+    return folded<T, PartBytes, Bytes / 2>(half);
+  } else {
+    return half[0];
+  }
+}
+
+// The sum of all lanes.
+template <class T>
+inline T sum_of_lanes(typename Lanes<T>::Vector value) {
+  const auto part = folded<T, 16>(&value);
+  T sum = part[0] + part[1];
+  if constexpr (sizeof(part) / sizeof(T) == 4) sum += part[2] + part[3];
+  return sum;
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -25,7 +25,7 @@ BSFAST_INLINE V<T> get(const T* from, int64_t count) {
 template <class T>
 BSFAST_INLINE void put(T* to, V<T> value, int64_t count) {
   if (count == Lanes<T>::count) return store(to, value);
-  std::memcpy(to, &value, size_t(count) * sizeof(T));
+  store_some(to, count, value);
 }
 
 template <class T>

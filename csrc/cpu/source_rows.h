@@ -32,6 +32,10 @@ struct RowLayout {
     channel = round_up(columns.phases * positions * chunk, lanes);
     row = channels * channel;
   }
+  // Of what a tap reads of a channel, from its row on.
+  int64_t offset(int64_t c, const Tap& column, int64_t low) const {
+    return c * channel + (column.phase * positions + column.shift - low) * chunk;
+  }
   int64_t elements(int64_t slack) const { return slots * row + slack; }  // loads may pass the end by the slack
 };
 
@@ -56,8 +60,7 @@ struct SourceRows {
     T* row = memory + slot * layout.row;
     if (held[slot] != index) {
       held[slot] = index;
-      for (int64_t c = 0; c < channels; ++c)
-        stage(image + (c * rows + index) * columns.source * samples, channel + c, first, row + c * layout.channel);
+      stage(image + index * columns.source * samples, channel, first, row);
     }
     return row;
   }
@@ -78,7 +81,7 @@ struct SourceRows {
       if (whole)
         store(to + i, value);
       else
-        std::memcpy(to + i, &value, size_t(count - i) * sizeof(T));
+        store_some(to + i, count - i, value);
     }
   }
 
@@ -88,25 +91,60 @@ struct SourceRows {
     return false;
   }
 
-  // Reads the columns that taps use, each once and in their order in memory.
+  // Puts zeros around the image and copies what taps use of the columns inside.
   void stage(const T* in, int64_t channel, int64_t first, T* out) const {
-    const int64_t here = samples - first < layout.chunk ? samples - first : layout.chunk, n = layout.chunk;
-    const int64_t phases = columns.phases, low = phases * columns.low;  // column of position 0 of phase 0
-    const int64_t end = low + phases * layout.positions;
-    if (phases == 1 && n == samples) {
-      const int64_t begin = low < 0 ? 0 : low, inside = (end < columns.source ? end : columns.source) - begin;
-      if (inside > 0) copy(in + begin * n, channel, inside * n, out + (begin - low) * n);
-    }
-    for (int64_t column = low, phase = 0; column < end; ++column, phase = phase + 1 < phases ? phase + 1 : 0) {
-      T* to = out + (phase * layout.positions + (column - low) / phases) * n;
-      const bool inside = column >= 0 && column < columns.source;
-      if (!inside)
-        std::memset(to, 0, size_t(n) * sizeof(T));
-      else if (!(phases == 1 && n == samples) && uses(phase)) {
-        copy(in + column * samples + first, channel, here, to);
-        if (here < n) std::memset(to + here, 0, size_t(n - here) * sizeof(T));
+    const int64_t n = layout.chunk, phases = columns.phases, plane = rows * columns.source * samples;
+    const bool few = phases > 1 && n < Lanes<T>::count, at_once = n == samples && (phases == 1 || few);
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      if (!uses(phase)) continue;
+      const int64_t low = phases * columns.low + phase;  // column of position 0
+      const int64_t begin = inside(-low), end = inside(columns.source - low);
+      T* line = out + phase * layout.positions * n;
+      const T* from = in + (low + begin * phases) * samples + first;
+      for (int64_t c = 0; c < channels; ++c, line += layout.channel, from += plane) {
+        std::memset(line, 0, size_t(begin * n) * sizeof(T));
+        std::memset(line + end * n, 0, size_t((layout.positions - end) * n) * sizeof(T));
+        if (!at_once) continue;
+        if (few)
+          copy_few(from, channel + c, end - begin, line + begin * n);
+        else
+          copy(from, channel + c, (end - begin) * n, line + begin * n);
       }
     }
+    for (int64_t c = 0; c < channels && !at_once; ++c)
+      stage_columns(in + c * plane + first, channel + c, samples - first < n ? samples - first : n,
+                    out + c * layout.channel);
+  }
+
+  // Copies `here` samples of all columns of a channel in their order in memory, each once.
+  void stage_columns(const T* in, int64_t channel, int64_t here, T* out) const {
+    const int64_t n = layout.chunk, phases = columns.phases, low = phases * columns.low;
+    for (int64_t column = low < 0 ? 0 : low; column < columns.source; ++column) {
+      const int64_t phase = (column - low) % phases, position = (column - low) / phases;
+      if (position >= layout.positions) break;
+      if (!uses(phase)) continue;
+      T* to = out + (phase * layout.positions + position) * n;
+      copy(in + column * samples, channel, here, to);
+      if (here < n) std::memset(to + here, 0, size_t(n - here) * sizeof(T));
+    }
+  }
+
+  // Positions of a phase before the one whose column is `columns` after that of position 0.
+  int64_t inside(int64_t columns_before) const {
+    const int64_t before = columns_before <= 0 ? 0 : ceil_div(columns_before, columns.phases);
+    return before < layout.positions ? before : layout.positions;
+  }
+
+  // Copies all samples of every other column of a phase, through the prologue.
+  void copy_few(const T* from, int64_t channel, int64_t count, T* to) const {
+    const int64_t step = columns.phases * samples;
+    const T scale = before.scale ? before.scale[channel] : T(1), shift = before.scale ? before.shift[channel] : T(0);
+    const bool relu = before.scale && before.relu;
+    for (int64_t n = 0; n < samples; ++n)
+      for (int64_t i = 0; i < count; ++i) {
+        const T value = from[i * step + n] * scale + shift;
+        to[i * samples + n] = relu && value < T(0) ? T(0) : value;
+      }
   }
 };
 

@@ -96,23 +96,13 @@ __attribute__((noinline)) void transform(const Work<T, Tile>& work, const TileRo
   }
 }
 
-// Adds up halves of a vector down to the size of a part.
-template <class T, int64_t Bytes = kVectorBytes>
+// Adds what remains of a vector when its halves are added up down to the size of a part.
+template <class T>
 inline __attribute__((always_inline)) void add_part(const void* vector, T* sum) {
-  typedef T Half __attribute__((vector_size(Bytes / 2), may_alias));
-  if constexpr (Bytes > kPartBytes) {
-    Half half[2];
-    std::memcpy(half, vector, Bytes);
-    half[0] += half[1];
-    add_part<T, Bytes / 2>(half, sum);
-  } else {
-    typedef T Part __attribute__((vector_size(Bytes), may_alias));
-    Part part, before;
-    std::memcpy(&part, vector, Bytes);
-    std::memcpy(&before, sum, Bytes);
-    before += part;
-    std::memcpy(sum, &before, Bytes);
-  }
+  auto part = folded<T, kPartBytes>(vector), before = part;
+  std::memcpy(&before, sum, kPartBytes);
+  before += part;
+  std::memcpy(sum, &before, kPartBytes);
 }
 
 // What the next row of tiles reads.

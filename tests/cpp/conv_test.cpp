@@ -55,8 +55,9 @@ double input_grad(const Problem<T>& p, Isa isa, int64_t workers) {
 }
 
 template <class T>
-double weight_grad(const Problem<T>& p, Isa isa, int64_t workers) {
-  const auto kernel = bsfast::weight_grad<T>(isa);
+double weight_grad(const Problem<T>& p, Isa isa, int64_t workers, bool patches) {
+  if (patches && p.s.dilation[1] != 1) return 0;
+  const auto kernel = patches ? bsfast::weight_grad_patches<T>(isa) : bsfast::weight_grad<T>(isa);
   const bsfast::WeightGradPlan plan(p.s);
   const int64_t parts = kernel.parts(plan);
   Memory<T> partial(parts * p.weight.count, sizeof(void*));
@@ -101,11 +102,13 @@ int failures_of(const ConvShape& s) {
     if (isa > bsfast::best_isa()) continue;
     for (int64_t workers : {1, 2, 5}) {
       const double errors[] = {convolution(problem, isa, workers), input_grad(problem, isa, workers),
-                               weight_grad(problem, isa, workers), sample_grad(problem, isa, workers)};
-      for (int i = 0; i < 4; ++i)
+                               weight_grad(problem, isa, workers, false), sample_grad(problem, isa, workers),
+                               weight_grad(problem, isa, workers, true)};
+      for (int i = 0; i < 5; ++i)
         if (!(errors[i] <= 4)) {
           ++failures;
-          const char* names[] = {"convolution", "input gradient", "weight gradient", "per-sample weight gradient"};
+          const char* names[] = {"convolution", "input gradient", "weight gradient", "per-sample weight gradient",
+                                 "weight gradient by patches"};
           std::printf("%s on %s, %d bytes, %d workers: error %g\n", names[i], bsfast::isa_name(isa), int(sizeof(T)),
                       int(workers), errors[i]);
         }

@@ -137,11 +137,11 @@ def test_sample_grad_plan():
     def choose(dtype: torch.dtype, samples: int, device: str = "cpu") -> plan.Plan:
         return plan.conv2d_weight_grad_per_sample(device=device, dtype=dtype, samples=samples)
 
-    own = ("native", "every vector lane is a sample: nothing is added up between lanes", 0)
+    own = plan.Plan("native", "every vector lane is a sample: nothing is added up between lanes")
     assert choose(torch.float32, 4) == choose(torch.float64, 128) == own
-    assert choose(torch.float16, 128) == ("unfold", "torch.float16 has no own kernel", 0)
-    assert choose(torch.float32, 3) == ("unfold", "fewer than 4 samples leave most vector lanes empty", 0)
-    assert choose(torch.float32, 128, "mps") == ("unfold", "no own kernels for device type 'mps'", 0)
+    assert choose(torch.float16, 128) == plan.Plan("unfold", "torch.float16 has no own kernel")
+    assert choose(torch.float32, 3) == plan.Plan("unfold", "fewer than 4 samples leave most vector lanes empty")
+    assert choose(torch.float32, 128, "mps") == plan.Plan("unfold", "no own kernels for device type 'mps'")
     case = ConvCase(2, 5, 2, 3, (4, 3))
     with plan.noting() as notes:
         per_sample(case, case.x(), case.grad())  # contiguous memory is converted

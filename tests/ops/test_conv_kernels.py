@@ -19,8 +19,17 @@ WHY_NOT = native_why_not("cpu")
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"no own CPU kernels: {WHY_NOT}")
 DTYPES = [torch.float64, torch.float32]
 BOTH_ORDERS = NATIVE_CONV + [replace(case, order="contiguous") for case in NATIVE_CONV]
-KERNEL_CASES = [(name, case) for case in BOTH_ORDERS for name in case.own_kernels]
 MARGIN = 7
+
+
+def kernels(case: ConvCase) -> list[tuple[str, dict[str, bool]]]:
+    """Name the own kernels of a case, each with its settings."""
+    plain = [(name, {}) for name in case.own_kernels]
+    has_patches = "conv2d_weight_grad" in case.own_kernels and case.dilation[1] == 1
+    return plain + [("conv2d_weight_grad", {"patches": True})] * has_patches
+
+
+KERNEL_CASES = [(*kernel, case) for case in BOTH_ORDERS for kernel in kernels(case)]
 
 
 def placed(like: Tensor, order: str, offset: int, margin: float = torch.nan) -> tuple[Tensor, Tensor]:
@@ -30,11 +39,11 @@ def placed(like: Tensor, order: str, offset: int, margin: float = torch.nan) -> 
     return memory.as_strided(like.shape, in_order(torch.empty(like.shape), order).stride(), offset), memory
 
 
-def run(name: str, case: ConvCase, a: Tensor, b: Tensor, out: Tensor) -> None:
-    getattr(torch.ops.bsfast, f"{name}_out")(a, b, out, *case.geometry.values())
+def run(name: str, case: ConvCase, a: Tensor, b: Tensor, out: Tensor, **settings: bool) -> None:
+    getattr(torch.ops.bsfast, f"{name}_out")(a, b, out, *case.geometry.values(), **settings)
 
 
-def check_placed(name: str, case: ConvCase, dtype: torch.dtype, offset: int) -> Tensor:
+def check_placed(name: str, case: ConvCase, dtype: torch.dtype, offset: int, **settings: bool) -> Tensor:
     """Run a kernel on operands at an offset, compare it with the truth, and return the result."""
     *operands, truth = case.problem(name, dtype)
     orders = {"conv2d": (case.order, "contiguous"), "conv2d_input_grad": (case.order, "contiguous")}
@@ -45,24 +54,24 @@ def check_placed(name: str, case: ConvCase, dtype: torch.dtype, offset: int) -> 
     result = truth.to(dtype)
     order = "contiguous" if name == "conv2d_weight_grad" else case.order
     out, memory = placed(result, order, offset + 16, margin=7)
-    run(name, case, a, b, out)
+    run(name, case, a, b, out, **settings)
     assert_close(out, truth, case.sum_length)
     assert set(memory[: offset + 16].tolist() + memory[-MARGIN:].tolist()) == {7}
     return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("name", "case"), KERNEL_CASES, ids=str)
-def test_conv_kernels_at_any_alignment(name, case, dtype):
+@pytest.mark.parametrize(("name", "settings", "case"), KERNEL_CASES, ids=str)
+def test_conv_kernels_at_any_alignment(name, settings, case, dtype):
     for offset in (0, 1, 3):
-        check_placed(name, case, dtype, offset)
+        check_placed(name, case, dtype, offset, **settings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(case=conv_cases())
 def test_conv_kernels_random_shapes(case, dtype):
-    for name in case.own_kernels:
-        check_placed(name, case, dtype, offset=0)
+    for name, settings in kernels(case):
+        check_placed(name, case, dtype, offset=0, **settings)
 
 
 # Rows of so many channels and columns that only some samples at a time fit the scratch of a worker.
@@ -79,8 +88,8 @@ CHUNKED = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CHUNKED, ids=str)
 def test_conv_kernels_chunks_of_samples(case, dtype):
-    for name in case.own_kernels:
-        check_placed(name, case, dtype, offset=0)
+    for name, settings in kernels(case):
+        check_placed(name, case, dtype, offset=0, **settings)
 
 
 LARGE = {
@@ -101,15 +110,15 @@ def test_conv_kernels_large_results(name, dtype, samples, offset):
     assert check_placed(name.split(",")[0], case, dtype, offset).nbytes > 16 * 2**20
 
 
-@pytest.mark.parametrize(("name", "case"), KERNEL_CASES, ids=str)
-def test_conv_kernels_do_not_depend_on_threads(name, case):
+@pytest.mark.parametrize(("name", "settings", "case"), KERNEL_CASES, ids=str)
+def test_conv_kernels_do_not_depend_on_threads(name, settings, case):
     a, b, truth = case.problem(name, torch.float32)
     order = "contiguous" if name == "conv2d_weight_grad" else case.order
     results = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
         results.append(in_order(torch.full(truth.shape, torch.nan), order))
-        run(name, case, a, b, results[-1])
+        run(name, case, a, b, results[-1], **settings)
     assert all(torch.equal(results[0], result) for result in results[1:])
 
 
@@ -197,6 +206,11 @@ def test_conv_kernels_refuse_the_gradient_of_a_shared_input():
             input_grad(grad, WEIGHT, out, *geometry, 1)
 
 
+def test_conv_kernels_refuse_patches():
+    with pytest.raises(RuntimeError, match=r"patches need a dilation of 1 along the width, got 2"):
+        torch.ops.bsfast.conv2d_weight_grad_out(X, Y, WEIGHT, (1, 1), (0, 1), (1, 2), 1, patches=True)
+
+
 EMPTY = [
     ConvCase(2, 0, 2, 3, (4, 3), padding=(1, 1)),
     ConvCase(2, 0, 2, 3, (4, 3), padding=(1, 1), shared=True, order="batch_last"),
@@ -236,14 +250,14 @@ def in_another_process(code: str, **environment: str) -> subprocess.CompletedPro
 
 EVERY_KERNEL = """
 import torch
-from tests.ops.test_conv_kernels import CHUNKED, DTYPES, KERNEL_CASES, check_placed
+from tests.ops.test_conv_kernels import CHUNKED, DTYPES, KERNEL_CASES, check_placed, kernels
 torch.manual_seed(0)
 torch.set_num_threads(1)
-cases = KERNEL_CASES + [(name, case) for case in CHUNKED[:2] for name in case.own_kernels]
-bits = dict.fromkeys([name for name, _ in cases], 0)
-for name, case in cases:
+cases = KERNEL_CASES + [(*kernel, case) for case in CHUNKED[:2] for kernel in kernels(case)]
+bits = dict.fromkeys([name for name, *_ in cases], 0)
+for name, settings, case in cases:
     for dtype in DTYPES:
-        bits[name] += check_placed(name, case, dtype, 0).contiguous().view(torch.int32).sum().item()
+        bits[name] += check_placed(name, case, dtype, 0, **settings).contiguous().view(torch.int32).sum().item()
 print(bits)
 """
 
@@ -281,10 +295,45 @@ def tiles_of(case: ConvCase) -> tuple[int, ...]:
     return (0, 2, 4) if plain and case.order == "batch_last" else (0,)
 
 
+AROUND = [case for case in BOTH_ORDERS if not case.shared]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", AROUND, ids=str)
+def test_conv_kernels_prologue_and_epilogue(case, dtype):
+    x, weight, truth = case.problem("conv2d", dtype)
+    scale, shift = (torch.randn(x.shape[0], x.shape[2], dtype=dtype) for _ in range(2))
+    factor, bias, mean, variance = (torch.randn(truth.shape[0], truth.shape[2], dtype=dtype) for _ in range(4))
+    residual = in_order(torch.randn(truth.shape, dtype=dtype), case.order)
+    out = in_order(torch.full(truth.shape, torch.nan, dtype=dtype), case.order)
+    before = {"scale": scale, "shift": shift, "rectify": True}
+    after = {"out_scale": factor, "bias": bias, "residual": residual, "relu": True}
+    geometry = case.geometry.values()
+    torch.ops.bsfast.conv2d_out(x, weight, out, *geometry, **before, **after, mean=mean, variance=variance)
+    read, added = wide(scale) * x.double() + wide(shift), wide(bias) + residual.double()
+    y = (wide(factor) * case.loop(read.relu(), weight.double()) + added).relu()
+    assert_close(out, y, case.sum_length)
+    single = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(mean.double(), y.mean((1, 3, 4)), rtol=single, atol=10 * single)
+    torch.testing.assert_close(variance.double(), y.var((1, 3, 4), correction=0), rtol=10 * single, atol=10 * single)
+
+    grad = in_order(torch.randn(truth.shape, dtype=dtype), case.order)
+    for name, settings in kernels(case):
+        if name == "conv2d_weight_grad":
+            own = torch.full_like(weight, torch.nan)
+            torch.ops.bsfast.conv2d_weight_grad_out(x, grad, own, *geometry, **before, **settings)
+            expected = case.loop_grads(read.relu(), weight.double(), grad.double())[1]
+            assert_close(own, expected, case.sum_length)
+
+
+def wide(coefficients: Tensor) -> Tensor:
+    return coefficients.double()[:, None, :, None, None]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("case", "tile"),
-    [(case, tile) for name, case in KERNEL_CASES if name == "conv2d_input_grad" for tile in tiles_of(case)],
+    [(case, tile) for name, _, case in KERNEL_CASES if name == "conv2d_input_grad" for tile in tiles_of(case)],
     ids=str,
 )
 def test_input_grad_adds_a_residual(case, tile, dtype):

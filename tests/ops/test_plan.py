@@ -35,9 +35,9 @@ STOCK = dict(zip(CHOICES, ["grouped", "grouped", "loop"], strict=True))  # of 64
 @pytest.mark.parametrize("choose", CHOICES)
 def test_plan_reasons(choose):
     for change in [{}, {"dtype": torch.float64}, *SETTINGS]:
-        assert choose(NATIVE._replace(**change)) == ("native", "batch-last: samples in the vector lanes", 0)
+        assert choose(NATIVE._replace(**change)) == plan.Plan("native", "batch-last: samples in the vector lanes")
     for change, reason in REASONS:
-        assert choose(NATIVE._replace(**change)) == (STOCK[choose], reason, 0)
+        assert choose(NATIVE._replace(**change)) == plan.Plan(STOCK[choose], reason)
 
 
 @NEEDS_NATIVE
@@ -45,7 +45,7 @@ def test_plan_shared_input_with_groups():
     problem = NATIVE._replace(shared=True, groups=2)
     assert [choose(problem).algorithm for choose in CHOICES] == ["native", "grouped", "native"]
     reason = "groups inside a branch have no own kernel for the gradient of a shared input"
-    assert plan.conv2d_input_grad(problem) == ("grouped", reason, 0)
+    assert plan.conv2d_input_grad(problem) == plan.Plan("grouped", reason)
 
 
 WIDE = NATIVE._replace(channels=(32, 32), size=(8, 8), padding=(1, 1))
@@ -62,11 +62,22 @@ DIRECT = [
 @pytest.mark.parametrize("choose", CHOICES)
 def test_plan_winograd(choose):
     how = "batch-last: samples in the vector lanes; Winograd by 2x2 outputs"
-    assert choose(WIDE) == ("native", how, 2)
+    assert choose(WIDE) == plan.Plan("native", how, tile=2)
     for change in DIRECT:
         assert choose(WIDE._replace(**change)).tile == 0, change
     assert choose(WIDE._replace(channels=(3, 3))).tile == 0  # transforms would take more than they save
     assert choose(WIDE._replace(size=(1, 1))).tile == 0  # most of a tile would lie outside
+
+
+@NEEDS_NATIVE
+def test_plan_patches():
+    few = WIDE._replace(samples=1)
+    how = "batch-last: column taps and channels in the vector lanes"
+    assert plan.conv2d_weight_grad(few) == plan.Plan("native", how, patches=True)
+    assert not plan.conv2d(few).patches
+    for change in [{"dilation": (1, 2)}, {"samples": 128}, {"channels": (0, 8)}]:
+        assert not plan.conv2d_weight_grad(few._replace(**change)).patches, change
+    assert plan.conv2d_weight_grad(few._replace(dilation=(2, 1), dtype=torch.float64)).patches
 
 
 @NEEDS_NATIVE
@@ -91,8 +102,8 @@ def test_plan_set_winograd_tile_refuses(winograd_tile):
 )
 def test_plan_other_devices(device, reason):
     assert reason
-    assert plan.conv2d(NATIVE._replace(device=device)) == ("grouped", reason, 0)
-    assert plan.memory_order(device=device, dtype=torch.float32) == ("contiguous", reason, 0)
+    assert plan.conv2d(NATIVE._replace(device=device)) == plan.Plan("grouped", reason)
+    assert plan.memory_order(device=device, dtype=torch.float32) == plan.Plan("contiguous", reason)
 
 
 @NEEDS_NATIVE
@@ -101,8 +112,8 @@ def test_plan_memory_order():
         return plan.memory_order(device="cpu", dtype=dtype)
 
     reason = "the own kernels are fastest with samples innermost, however few"
-    assert order(torch.float32) == order(torch.float64) == ("batch_last", reason, 0)
-    assert order(torch.float16) == ("contiguous", "torch.float16 has no own kernel", 0)
+    assert order(torch.float32) == order(torch.float64) == plan.Plan("batch_last", reason)
+    assert order(torch.float16) == plan.Plan("contiguous", "torch.float16 has no own kernel")
 
 
 def test_plan_noting_ends_with_its_block():
@@ -120,16 +131,19 @@ def test_plan_noting_ends_with_its_block():
 @pytest.mark.parametrize(
     ("case", "planned"),
     [
-        (ConvCase(2, 1, 2, 2, (3, 3)), ("native", "batch-last: columns and samples in the vector lanes", 0)),
+        (ConvCase(2, 1, 2, 2, (3, 3)), plan.Plan("native", "batch-last: columns and samples in the vector lanes")),
         (
             ConvCase(2, 3, 2, 2, (3, 3), order="batch_last"),
-            ("native", "batch-last: columns and samples in the vector lanes", 0),
+            plan.Plan("native", "batch-last: columns and samples in the vector lanes"),
         ),
-        (ConvCase(2, 3, 2, 2, (3, 3)), ("grouped", "the activations are not batch-last in memory", 0)),
-        (ConvCase(2, 1, 2, 2, (3, 3), order="strided"), ("grouped", "the activations are not batch-last in memory", 0)),
+        (ConvCase(2, 3, 2, 2, (3, 3)), plan.Plan("grouped", "the activations are not batch-last in memory")),
+        (
+            ConvCase(2, 1, 2, 2, (3, 3), order="strided"),
+            plan.Plan("grouped", "the activations are not batch-last in memory"),
+        ),
         (
             ConvCase(2, 0, 2, 2, (3, 3), order="batch_last"),
-            ("grouped", "the activations are not batch-last in memory", 0),
+            plan.Plan("grouped", "the activations are not batch-last in memory"),
         ),
     ],
     ids=str,
