@@ -4,6 +4,7 @@
 // in a matrix product whose second operand is given by one pointer a row.
 #include "cpu/conv_gather.h"
 
+#include "cpu/ahead.h"
 #include "cpu/source_rows.h"
 #include "cpu/target_row.h"
 
@@ -125,23 +126,25 @@ inline __attribute__((always_inline)) void tile(const Lines<T>& lines, const T* 
   for (int o = 0; o < Channels && first + o < channels; ++o) target.put_some(first + o, at, values[o], Vectors * L);
 }
 
-// All channels of one target line.
+// All channels of one target line. Fetches some of the rows ahead after each tile.
 template <class T, int Channels>
-void line(const Work<T>& work, const Lines<T>& lines, const T* packed, int64_t tile_weights,
-          const TargetRow<T>& target) {
+void line(const Work<T>& work, const Lines<T>& lines, const T* packed, int64_t tile_weights, const TargetRow<T>& target,
+          Ahead<T>& ahead, int64_t ahead_lines) {
   constexpr int64_t L = Lanes<T>::count;
   constexpr int Vectors = kAccumulators / Channels;
   for (int64_t at = 0, taken; at < target.length; at += taken) {
     const int64_t left = target.length - at;
     taken = left >= Vectors * L ? Vectors * L : left >= 2 * L ? 2 * L : L;
     const T* weights = packed;
-    for (int64_t o = 0; o < work.targets; o += Channels, weights += tile_weights)
+    for (int64_t o = 0; o < work.targets; o += Channels, weights += tile_weights) {
       if (taken == Vectors * L)
         tile<T, Channels, Vectors>(lines, weights, o, at, work.targets, target);
       else if (taken == 2 * L)
         tile<T, Channels, 2>(lines, weights, o, at, work.targets, target);
       else
         tile<T, Channels, 1>(lines, weights, o, at, work.targets, target);
+      ahead.fetch(ahead_lines);
+    }
   }
 }
 
@@ -184,6 +187,9 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
   const bool aligned = reinterpret_cast<uintptr_t>(operands.target) % kVectorBytes == 0 && s.samples % L == 0;
   const bool large = work.images() * s.groups * work.targets * target_plane * int64_t(sizeof(T)) > kStreamBytes;
   const bool shared_source = s.shared_input && !plan.transposed;
+  const int64_t vectors = columns.classes * ceil_div(columns.targets(0) * layout.chunk, L) * rows.classes;
+  const int64_t tiles_of_row = ceil_div(vectors * work.tile, kAccumulators) * ceil_div(work.targets, work.tile);
+  Ahead<T> ahead{work.sources, rows.source, columns.source, s.samples, layout.chunk};
   int64_t image_before = -1, group_before = -1;  // whose rows are staged; whose weights are packed
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t h = unit % rows.target, chunk = unit / rows.target % layout.chunks;
@@ -213,6 +219,8 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
       else if (count == 0)
         ++skipped;
     }
+    if (h % rows.classes == 0) ahead.want(in, (h / rows.classes + 1 + rows.high) * rows.phases, rows.phases, first);
+    const int64_t ahead_lines = ahead.lines_a_turn(tiles_of_row);
     const T* weights = packed + rows.first[rh] * s.kernel[1] * work.sources * work.padded_targets;
     for (int64_t rw = 0; rw < columns.classes; ++rw) {
       const int64_t per_row = work.sources * columns.count(rw);
@@ -236,11 +244,11 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
       const T* own = weights + skipped * per_row * work.tile;
       const int64_t tile_weights = rows.count(rh) * per_row * work.tile;
       if (work.tile == 8)
-        line<T, kAccumulators % 8 == 0 ? 8 : 4>(work, lines, own, tile_weights, to);
+        line<T, kAccumulators % 8 == 0 ? 8 : 4>(work, lines, own, tile_weights, to, ahead, ahead_lines);
       else if (work.tile == 6)
-        line<T, 6>(work, lines, own, tile_weights, to);
+        line<T, 6>(work, lines, own, tile_weights, to, ahead, ahead_lines);
       else
-        line<T, 4>(work, lines, own, tile_weights, to);
+        line<T, 4>(work, lines, own, tile_weights, to, ahead, ahead_lines);
       if (after.moments)  // of a convolution, which has one column class
         for (int64_t o = 0; o < work.targets; ++o) after.moments[unit * work.targets + o] = to.moments(o);
       weights += rows.count(rh) * per_row * work.padded_targets;

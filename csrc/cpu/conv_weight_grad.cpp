@@ -3,6 +3,7 @@
 // tile of output channels x taps keeps one partial sum a lane in registers; the lanes are added up once, at the end.
 #include "cpu/conv_weight_grad.h"
 
+#include "cpu/ahead.h"
 #include "cpu/source_rows.h"
 
 namespace bsfast {
@@ -86,10 +87,22 @@ __attribute__((noinline)) void tile(const T* grad, int64_t channel, const T* con
     for (int t = 0; t < kTaps; ++t) store(sums + (o * kTaps + t) * L, sum[o][t]);
 }
 
+// What the next rows of output read; a part of it is fetched after each tile.
+template <class T>
+struct Next {
+  Ahead<T> x, grad;
+  int64_t x_lines = 0, grad_lines = 0;
+
+  void fetch() {
+    x.fetch(x_lines);
+    grad.fetch(grad_lines);
+  }
+};
+
 // All taps of as many channels from `o` on as whole tiles have; moves `o` behind them.
 template <class T, int Channels>
 inline void tiles(const Work<T>& work, const T* grad, int64_t channel, const T* const* lines, const T* zeros,
-                  int64_t at, int64_t count, int64_t& o, T* sums) {
+                  int64_t at, int64_t count, int64_t& o, T* sums, Next<T>& next) {
   const int64_t channels = work.plan.shape.out_channels;
   for (; o + Channels <= channels; o += Channels)
     for (int64_t t = 0; t < work.tap_tiles; ++t) {
@@ -97,6 +110,7 @@ inline void tiles(const Work<T>& work, const T* grad, int64_t channel, const T* 
       if (own[0] == zeros && own[1] == zeros && own[2] == zeros) continue;
       T* to = sums + (t * channels + o) * kTaps * Lanes<T>::count;
       tile<T, Channels>(grad + o * channel, channel, own, at, count, to);
+      next.fetch();
     }
 }
 
@@ -142,6 +156,10 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
   SourceRows<T> staged{columns,   layout, s.in_channels, rows.source,
                        s.samples, before, memory,        reinterpret_cast<int64_t*>(lines + work.tap_tiles * kTaps)};
   std::memset(zeros, 0, size_t(work.zeros()) * sizeof(T));
+  const int64_t tiles_of_row =
+      ceil_div(work.length(), kBlock * L) * ceil_div(s.out_channels, kChannels) * work.tap_tiles;
+  Next<T> next{{s.in_channels, rows.source, columns.source, s.samples, layout.chunk},
+               {s.out_channels, rows.target, columns.target, s.samples, layout.chunk}};
   const int64_t x_image = s.in_channels * rows.source * columns.source * s.samples;
   const int64_t grad_plane = rows.target * columns.target * s.samples;
   const int64_t branch_weights = s.out_channels * work.taps;
@@ -173,6 +191,10 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
         g = staged_grad;
         channel = work.length();
       }
+      next.x.want(in, (h + 1 + rows.high) * rows.phases, rows.phases, first);
+      next.grad.want(g - h * columns.target * s.samples - first, h + 1, 1, first);
+      next.x_lines = next.x.lines_a_turn(tiles_of_row);
+      next.grad_lines = next.grad.lines_a_turn(tiles_of_row);
       int64_t used = 0;
       for (int64_t k = 0; k < s.kernel[0]; ++k) {
         const Tap& tap = rows.taps[k];
@@ -190,10 +212,10 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
       for (int64_t at = 0; at < work.length(); at += kBlock * L) {
         const int64_t count = work.length() - at < kBlock * L ? work.length() - at : kBlock * L;
         int64_t o = 0;
-        tiles<T, kChannels>(work, g, channel, lines, zeros, at, count, o, sums);
-        tiles<T, 4>(work, g, channel, lines, zeros, at, count, o, sums);
-        tiles<T, 2>(work, g, channel, lines, zeros, at, count, o, sums);
-        tiles<T, 1>(work, g, channel, lines, zeros, at, count, o, sums);
+        tiles<T, kChannels>(work, g, channel, lines, zeros, at, count, o, sums, next);
+        tiles<T, 4>(work, g, channel, lines, zeros, at, count, o, sums, next);
+        tiles<T, 2>(work, g, channel, lines, zeros, at, count, o, sums, next);
+        tiles<T, 1>(work, g, channel, lines, zeros, at, count, o, sums, next);
       }
     }
     reduce(work, sums,
