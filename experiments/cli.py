@@ -12,6 +12,7 @@ from types import ModuleType
 from bsfast import keep_freed_memory
 from experiments import demo, figure
 from experiments.class_transfer import command as class_transfer
+from experiments.class_transfer import sliders_command as sliders
 from experiments.classifier import command as classifier
 from experiments.common.interrupt import Stopped
 from experiments.common.report import write_report
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "classifier": classifier,
     "hessian": hessian,
     "class-transfer": class_transfer,
+    "sliders": sliders,
     "demo": demo,
     "figure": figure,
 }

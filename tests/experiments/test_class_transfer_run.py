@@ -73,6 +73,12 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     assert all(0 < low <= median <= high for row in speed["rows"] for median, low, high in row["values"])
     judged = [claim["figure"] for claim in record.claims]
     assert (judged.count("Fig. 9"), judged.count("layers"), judged.count("Fig. 12")) == (2, 2, 1)
+    assert metrics["page"]["file"] == "sliders.html"
+    assert 'href="sliders.html">One slider per branch</a>' in (folder / "report.html").read_text()
+    page = (folder / "sliders.html").read_bytes()
+    (folder / "sliders.html").unlink()
+    assert cli.main(["sliders", str(folder)]) == 0
+    assert (folder / "sliders.html").read_bytes() == page
     drawn = (folder / "figure-14.png").read_bytes()
     record.redraw()
     assert (folder / "figure-14.png").read_bytes() == drawn
@@ -219,5 +225,7 @@ def test_resume_and_load_refuse_the_run_of_another_experiment(capsys):
     folder = Run("toy", {}).folder
     assert cli.main(["class-transfer", "--resume", str(folder)]) == 1
     assert "--resume must name a run of class-transfer, got one of toy" in capsys.readouterr().err
+    assert cli.main(["sliders", str(folder)]) == 1
+    assert "folder must be of a class transfer, got one of toy" in capsys.readouterr().err
     with pytest.raises(ValueError, match="folder must be of a class transfer, got one of toy"):
         load_trained(folder)
