@@ -18,7 +18,7 @@ from experiments.class_transfer.model import make_branches, make_decomposer, mak
 from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
 from experiments.class_transfer.sliders import SLIDERS, write_sliders
-from experiments.class_transfer.speed import measure_speed
+from experiments.class_transfer.speed import measure_speed, speedups
 from experiments.class_transfer.training import History, Options, Players, train
 from experiments.class_transfer.warm_start import warm_start
 from experiments.common.atomic import write_atomically
@@ -203,7 +203,9 @@ def _judge_speed(record: Run, dataset: ImageSet, setup: Setup) -> None:
     style = torch.nn.functional.one_hot(labels, len(dataset.classes)).to(x)
     with torch.random.fork_rng(devices=[]):
         branches = make_branches(setup, len(dataset.classes))
-    record.metric("speed", measure_speed(branches, x.to(setup.device), style.to(setup.device)))
+    table = measure_speed(branches, x.to(setup.device), style.to(setup.device))
+    record.metric("speed", table)
+    record.metric("fused_speedup", speedups(table))
 
 
 def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:
