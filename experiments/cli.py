@@ -12,9 +12,11 @@ from types import ModuleType
 from bsfast import keep_freed_memory
 from experiments import demo, figure
 from experiments.class_transfer import command as class_transfer
+from experiments.class_transfer import sliders_command as sliders
 from experiments.classifier import command as classifier
 from experiments.common.interrupt import Stopped
 from experiments.common.report import write_report
+from experiments.common.summary import write_summary
 from experiments.hessian import command as hessian
 from experiments.toy import command as toy
 
@@ -38,6 +40,7 @@ _COMMANDS: dict[str, ModuleType] = {
     "classifier": classifier,
     "hessian": hessian,
     "class-transfer": class_transfer,
+    "sliders": sliders,
     "demo": demo,
     "figure": figure,
 }
@@ -97,4 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     report.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="where it goes (%(default)s)")
     report.set_defaults(act=lambda parsed, _command: write_report(parsed.runs, parsed.out / "report.html"))
+    summary = commands.add_parser("summary", help="one JSON file: numbers of runs that differ in their seed")
+    summary.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    summary.add_argument("--out", type=Path, default=Path("summary.json"), metavar="FILE", help="(%(default)s)")
+    summary.set_defaults(act=lambda parsed, _command: write_summary(parsed.runs, parsed.out))
     return parser

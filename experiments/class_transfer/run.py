@@ -17,7 +17,8 @@ from experiments.class_transfer.judge_layers import judge_layers
 from experiments.class_transfer.model import make_branches, make_decomposer, make_players
 from experiments.class_transfer.pictures import amplified, shown_images, to_pixels
 from experiments.class_transfer.setup import Setup
-from experiments.class_transfer.speed import measure_speed
+from experiments.class_transfer.sliders import SLIDERS, write_sliders
+from experiments.class_transfer.speed import measure_speed, speedups
 from experiments.class_transfer.training import History, Options, Players, train
 from experiments.class_transfer.warm_start import warm_start
 from experiments.common.atomic import write_atomically
@@ -75,6 +76,8 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     record.metric("ended_by", history.ended_by)
     record.metric("training_seconds", history.seconds)
     _draw(record, players.average, dataset, setup, history)
+    write_sliders(record.folder / SLIDERS, players.average, dataset, made_by(setup, dataset, history.steps))
+    record.metric("page", {"file": SLIDERS, "title": "One slider per branch"})
     _judge_split(record, players.average, dataset, setup)
     _judge_speed(record, dataset, setup)
     _judge_transfer(record, players.average, dataset, setup)
@@ -88,7 +91,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
             image_size=setup.image_size,
             count=setup.score_images,
             seed=setup.seed,
-            made=_made(setup, dataset, history),
+            made=made_by(setup, dataset, history.steps),
         )
 
 
@@ -151,17 +154,17 @@ def _columns(decomposer: Decomposer, x: Tensor, labels: Tensor, parts: Decomposi
     return to_pixels(torch.stack([x, parts.R, *transfers, *amplified(parts.v)], dim=1))
 
 
-def _made(setup: Setup, dataset: ImageSet, history: History) -> str:
+def made_by(setup: Setup, dataset: ImageSet, steps: int) -> str:
     """Say for the figures how the generator was made."""
     return (
-        f"The averaged generator after {history.steps} steps; budget {setup.budget}, "
+        f"The averaged generator after {steps} steps; budget {setup.budget}, "
         f"{setup.image_size} x {setup.image_size} pixels, R: {setup.smoother}, branches see the {setup.inputs}. "
         f"Data: {dataset.note}."
     )
 
 
 def _draw(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup, history: History) -> None:
-    draw_figures(record, decomposer, dataset, _made(setup, dataset, history))
+    draw_figures(record, decomposer, dataset, made_by(setup, dataset, history.steps))
     entries = [entry for entry in history.entries if "roughness" in entry]
     if entries:
         losses = {name: [entry[name] for entry in entries] for name in ("discriminator", "generator", "penalty")}
@@ -200,7 +203,9 @@ def _judge_speed(record: Run, dataset: ImageSet, setup: Setup) -> None:
     style = torch.nn.functional.one_hot(labels, len(dataset.classes)).to(x)
     with torch.random.fork_rng(devices=[]):
         branches = make_branches(setup, len(dataset.classes))
-    record.metric("speed", measure_speed(branches, x.to(setup.device), style.to(setup.device)))
+    table = measure_speed(branches, x.to(setup.device), style.to(setup.device))
+    record.metric("speed", table)
+    record.metric("fused_speedup", speedups(table))
 
 
 def _judge_transfer(record: Run, decomposer: Decomposer, dataset: ImageSet, setup: Setup) -> None:

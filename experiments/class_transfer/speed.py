@@ -37,3 +37,9 @@ def measure_speed(branches: Sequence[nn.Module], x: Tensor, style: Tensor) -> di
         f"{x.device.type}",
         note="A training step is forward, backward and Adam, of the generators alone.",
     )
+
+
+def speedups(table: dict[str, Any]) -> dict[str, float]:
+    """Time of the faster loop over that of the fused generators, by column of :func:`measure_speed`'s table."""
+    fused, *loops = ([value[0] for value in row["values"]] for row in table["rows"])
+    return {column: min(loop[at] for loop in loops) / fused[at] for at, column in enumerate(table["columns"])}

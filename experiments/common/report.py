@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import shlex
 import struct
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from urllib.parse import quote
 
 from experiments.common.atomic import write_atomically
 from experiments.common.drawing import FIGURE_DPI
@@ -19,7 +21,7 @@ from experiments.common.record import VERDICTS, Run
 
 _TITLE = "Branch specialization, measured"
 _MARKS = {"holds": ("yes", "✓"), "contradicted": ("no", "✗"), "mixed": ("mixed", "±"), "not tested": ("open", "")}
-_STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("report.css")
 _LONGEST_VALUE = 120
 _SCREEN_DPI = 96  # of CSS pixels: figures show at their size in inches, so that their text sizes agree
 _NAMES = {"all_m": "All M", "branches": "M", "lr": "Learning rate"}
@@ -48,6 +50,7 @@ def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
         ("claims", "What else the paper says", _claims(loaded)),
         ("scores", "Branches against the layers of synthetic images", _scores(loaded)),
         ("figures", "Figures", "".join(_figures(run) for run in loaded)),
+        ("pages", "Interactive pages", _pages(loaded, Path(path).parent)),
         ("speed", "Speed: fused against loop", "".join(_speed(run) for run in loaded)),
         ("reproduce", "How to reproduce", _reproduce(loaded)),
     ]
@@ -57,7 +60,7 @@ def write_report(runs: Sequence[Run | Path | str], path: Path | str) -> Path:
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_TITLE)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
+        f"<title>{escape(_TITLE)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f"<header><h1>{escape(_TITLE)}</h1>"
         '<p class="lead">Networks that are a sum of branches, f(x) = v<sub>1</sub>(x) + … + v<sub>M</sub>(x), trained '
         "here and compared with what Brokman &amp; Gilboa report (arXiv 2206.05810). Every number on this page was "
@@ -144,7 +147,8 @@ def _runs(runs: Iterable[Run]) -> str:
             ("Took", _duration(run.seconds) + ("" if run.finished else ", interrupted: this record is not complete")),
         ]
         chosen = [(_words(key), _value(value)) for key, value in run.config.items() if key not in {"seed", "command"}]
-        measured = [(_words(key), _value(value)) for key, value in run.metrics.items() if _is_short(value)]
+        numbers = {key: value for key, value in run.metrics.items() if key != "page" and _is_short(value)}
+        measured = [(_words(key), _value(value)) for key, value in numbers.items()]
         more = f"<details><summary>Measured numbers</summary>{_facts(measured)}</details>" if measured else ""
         cards.append(
             f'<div class="card"><h3>{escape(_words(run.experiment))}</h3>{_facts(facts)}{_facts(chosen)}{more}</div>'
@@ -194,6 +198,17 @@ def _figures(run: Run) -> str:
             f'src="data:image/png;base64,{content}">{note}</figure></div>'
         )
     return "".join(cards)
+
+
+def _pages(runs: Iterable[Run], folder: Path) -> str:
+    """Link to the metric ``page``: {file in the run's folder, title}."""
+    links = []
+    for run in runs:
+        if page := run.metrics.get("page"):
+            place = quote(Path(os.path.relpath(run.folder / page["file"], folder)).as_posix())
+            links.append(f'<li><a href="{place}">{escape(page["title"])}</a>: {escape(run.folder.name)}</li>')
+    note = '<p class="note">Files of their own in the runs\' folders, which need nothing else either.</p>'
+    return f'<div class="card"><ul>{"".join(links)}</ul>{note}</div>' if links else ""
 
 
 def _speed(run: Run) -> str:

@@ -1,18 +1,26 @@
 """Segmentation on drawings whose eyes are known, and each step against another way to compute it."""
 
+import json
+
 import numpy as np
 import pytest
 
 from experiments.class_transfer.chan_vese import chan_vese
+from experiments.class_transfer.eyes import judge_eyes
+from experiments.class_transfer.model import make_players
 from experiments.class_transfer.segmentation import (
     choose_components,
     count_regions,
     dice,
     otsu,
     pairs,
+    roc_area,
     segment,
     values,
 )
+from experiments.class_transfer.setup import choose
+from experiments.common.drawing import decode
+from experiments.common.record import Run
 
 SIZE = 32
 
@@ -79,8 +87,28 @@ def test_chan_vese_finds_what_is_brighter():
     start = discs((12, 9), (12, 22), radius=5.0) - 0.5
     assert dice(chan_vese(image, start), EYES) > 0.95
     assert not chan_vese(np.ones((4, 4)), -np.ones((4, 4))).any()
-    with pytest.raises(ValueError, match=r"image and start must have one shape \(H, W\), got \(4, 4\) and \(4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"image and start must have one shape \(\.\.\., H, W\), got \(4, 4\) and \(4, 5\)"
+    ):
         chan_vese(np.ones((4, 4)), np.ones((4, 5)))
+
+
+def test_chan_vese_divides_each_image_as_if_alone():
+    generator = np.random.default_rng(5)
+    images = np.stack([EYES + 0.3 * generator.standard_normal(EYES.shape), np.ones(EYES.shape), 9.0 * EYES])
+    starts = np.stack([generator.standard_normal(EYES.shape), -np.ones(EYES.shape), EYES - 0.5])
+    alone = [chan_vese(image, start, iterations=60) for image, start in zip(images, starts, strict=True)]
+    np.testing.assert_array_equal(chan_vese(images, starts, iterations=60), alone)
+
+
+def test_roc_area_equals_sklearn():
+    from sklearn.metrics import roc_auc_score
+
+    generator = np.random.default_rng(6)
+    eyes = np.stack([EYES, np.zeros_like(EYES), ~EYES])
+    made = np.round(generator.standard_normal(eyes.shape) + eyes, 1)  # with ties
+    expected = np.mean([roc_auc_score(eyes[k].ravel(), made[k].ravel()) for k in (0, 2)])
+    assert roc_area(made, eyes) == pytest.approx(expected)
 
 
 def test_otsu_equals_the_search_over_all_thresholds():
@@ -115,21 +143,44 @@ def test_pairs_keeps_two_regions_side_by_side():
 
 def test_segment_finds_eyes_from_parts_that_show_them():
     generator = np.random.default_rng(4)
-    places = [((12 + shift, 9 + shift), (12 + shift, 22 + shift)) for shift in (-2, 0, 3)]
+    places = [((12 + shift, 9 + shift), (12 + shift, 22 + shift)) for shift in (-2, 0, 3, 5, -4, 1)]
     eyes = np.stack([discs(*own) for own in places])
-    noise = generator.standard_normal((8, 3, 3, SIZE, SIZE))
-    v = 0.3 * noise
-    v[1] += 3 * eyes[:, None]  # bright eyes
-    v[4] -= 3 * eyes[:, None]  # dark eyes
-    v[6] = np.where(eyes[:, None], 4.0, noise[6])  # constant inside
-    chosen = choose_components(v, eyes)
-    assert {1, 4, 6} == set(chosen.locating)
-    assert [chosen.bright[chosen.locating.index(k)] for k in (1, 4, 6)] == [True, False, True]
-    assert chosen.constant[0] == 6
-    made = segment(v[:, 0], chosen._replace(constant=(1, 6)))
-    assert dice(made.mask, eyes[0]) > 0.9
-    assert count_regions(made.mask) == 2
-    assert (made.start[eyes[0]] > 0).mean() > 0.95
+    noise = generator.standard_normal((8, len(eyes), 3, SIZE, SIZE))
+    v = 0.7 * noise
+    v[1] += 2 * eyes[:, None]  # bright eyes
+    v[4] -= 2 * eyes[:, None]  # dark eyes
+    chosen = choose_components(v[:, :3], eyes[:3])
+    bright = dict(zip(chosen.locating, chosen.bright, strict=True))
+    assert bright[1]
+    assert not bright[4]
+    assert 1 in chosen.constant
+    made = segment(v[:, 3:], chosen)
+    for mask, start, truth in zip(made.mask, made.start, eyes[3:], strict=True):
+        assert dice(mask, truth) > 0.9
+        assert count_regions(mask) == 2
+        assert (start[truth] > 0).mean() > 0.95
+
+
+def test_choose_components_keeps_the_paper_weights_where_none_is_better():
+    v = np.zeros((2, 1, 3, SIZE, SIZE))
+    v[1, 0, :, 0, 0] = 1.0
+    chosen = choose_components(v, EYES[None])
+    assert (chosen.mu, chosen.lambda1) == (0.05, 2.0)
+
+
+def test_judge_eyes_shows_a_photograph(tmp_path):
+    pytest.importorskip("skimage.data", reason="scikit-image is no requirement")
+    setup = choose("cpu", {"widths": (1, 2), "discriminator_widths": (1, 2), "branches": 2})
+    decomposer = make_players(setup, 2).average
+    record = Run("class-transfer", {}, tmp_path)
+    judge_eyes(record, decomposer, classes=("dog", "cat"), image_size=32, count=5, seed=0, made="Untrained.")
+    assert [entry["name"] for entry in record.figures] == ["figure-12", "figure-21", "figure-12-photograph"]
+    assert [
+        len(decode(json.loads((record.folder / f"{name}.json").read_text())["data"])["images"])
+        for name in ("figure-12", "figure-21", "figure-12-photograph")
+    ] == [4, 1, 1]
+    assert record.metrics["eyes"]["median_dice"] == pytest.approx(np.median(record.metrics["eyes"]["dice"]))
+    assert set(record.metrics["eyes"]["sets"]) == {"locating", "bright", "constant", "mu", "lambda1"}
 
 
 def test_dice_by_hand():
