@@ -18,6 +18,7 @@ struct TargetRow {
 
   T* row;             // first target of the group's first channel
   const T* residual;  // there, too, or null
+  const T* mask;      // there, too, or null
   const T* bias;      // of the group's first channel, or null
   T* sums;            // [channel][kSums], or null
   bool relu;
@@ -34,26 +35,7 @@ struct TargetRow {
     const int64_t n = at % chunk, first = o * channel;
     if (dense ? at + L <= length : chunk % L == 0 && n + L <= samples)
       return put_whole(o, at, first + (dense ? at : at / chunk * pixel + n), value);
-    if (bias) value += bias[o];
-    T lanes[L];
-    store(lanes, value);
-    const auto is_target = [&](int64_t i) { return at + i < length && (at + i) % chunk < samples; };
-    T stored = 0, count = 0;
-    for (int64_t i = 0; i < L; ++i) {
-      if (!is_target(i)) continue;
-      const int64_t q = (at + i) / chunk, rest = (at + i) % chunk;
-      const int64_t to = first + q * pixel + rest;
-      if (residual) lanes[i] += residual[to];
-      if (relu) lanes[i] = lanes[i] < T(0) ? T(0) : lanes[i];
-      row[to] = lanes[i];
-      stored += lanes[i];
-      ++count;
-    }
-    if (!sums) return;
-    if (at == 0) begin(o, stored / count);
-    for (int64_t i = 0; i < L; ++i)
-      if (!is_target(i)) lanes[i] = sums[o * kSums];  // adds nothing
-    add(o, load(lanes));
+    put_some(o, at, first, value);
   }
 
   // The same for the vector that begins at sample `n` of position `q`, where chunks are whole vectors.
@@ -75,10 +57,36 @@ struct TargetRow {
   }
 
  private:
+  // Apart, or every register tile would hold many copies, which take minutes to compile.
+  __attribute__((noinline)) void put_some(int64_t o, int64_t at, int64_t first, V value) const {
+    if (bias) value += bias[o];
+    T lanes[L];
+    store(lanes, value);
+    const auto is_target = [&](int64_t i) { return at + i < length && (at + i) % chunk < samples; };
+    T stored = 0, count = 0;
+    for (int64_t i = 0; i < L; ++i) {
+      if (!is_target(i)) continue;
+      const int64_t q = (at + i) / chunk, rest = (at + i) % chunk;
+      const int64_t to = first + q * pixel + rest;
+      if (residual) lanes[i] += residual[to];
+      if (relu) lanes[i] = lanes[i] < T(0) ? T(0) : lanes[i];
+      if (mask) lanes[i] = mask[to] <= T(0) ? T(0) : lanes[i];
+      row[to] = lanes[i];
+      stored += lanes[i];
+      ++count;
+    }
+    if (!sums) return;
+    if (at == 0) begin(o, stored / count);
+    for (int64_t i = 0; i < L; ++i)
+      if (!is_target(i)) lanes[i] = sums[o * kSums];  // adds nothing
+    add(o, load(lanes));
+  }
+
   inline void put_whole(int64_t o, int64_t at, int64_t to, V value) const {
     if (bias) value += bias[o];
     if (residual) value += load(residual + to);
     if (relu) value = rectified<T>(value);
+    if (mask) value = V(load(mask + to)) <= V{} ? V{} : value;
     if (sums && at == 0) begin(o, mean_of(value));
     if (sums) add(o, value);
     return bypass ? stream(row + to, value) : store(row + to, value);
