@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from bsfast.fuse.arguments import Arguments, Key, key_of
 from bsfast.fuse.assemble import build_tree, drop_constants, make_program, warn_vmapped
+from bsfast.fuse.curvature import CurvatureSweep
 from bsfast.fuse.layer_jacobian import LayerJacobian
 from bsfast.fuse.piecewise import Tail, tails
 from bsfast.fuse.program import Program
@@ -129,7 +130,29 @@ class Branched(StackedModule):
         Returns:
             A function from cotangents to gradients.
         """
-        return LayerJacobian(self, layers, inputs)
+        values, constants = self._arguments.bind(inputs, False, {}, self.num_branches)
+        program = self._program(constants)
+        self._check_modes(program)
+        return LayerJacobian(self, program, layers, values)
+
+    def curvature_sweep(self, tensors: Sequence[Tensor], *inputs: Any) -> CurvatureSweep | None:
+        """Run the network once, and keep what products with its Hessian have in common.
+
+        Args:
+            tensors: Parameters of this network.
+            *inputs: What one branch takes, shared by all branches.
+
+        Returns:
+            What multiplies, or None where nothing is won by it: outside evaluation mode, with random numbers, or where
+            no steps run as one kernel.
+        """
+        values, constants = self._arguments.bind(inputs, False, {}, self.num_branches)
+        program = self._program(constants)
+        self._check_modes(program)
+        if any(module.training for module in self.modules()) or any(step.is_random for step in program.steps):
+            return None
+        sweep = CurvatureSweep(self, program, tensors, values) if program.steps else None
+        return sweep if sweep is not None and sweep.gains else None
 
     def _run(self, inputs: tuple[Any, ...], per_branch: bool | Sequence[bool], named: dict[str, Any]) -> Any:
         values, constants = self._arguments.bind(inputs, per_branch, named, self.num_branches)

@@ -137,10 +137,10 @@ class _Finder:
             return []
         if len(own) == 1:
             return own
-        written = (own[1].target, own[1].args) if len(own) == 2 else None
-        if written == (as_written, (Ref(own[0].name), Ref(step.name))) and self.users[own[0].name] == [own[1]]:
-            return own
-        return []
+        if len(own) != 2 or self.users[own[0].name] != [own[1]]:
+            return []
+        written = (own[1].target, own[1].args) == (as_written, (Ref(own[0].name), Ref(step.name)))
+        return own if written else []
 
 
 def _is_sum(step: Step) -> bool:

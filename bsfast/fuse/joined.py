@@ -31,7 +31,7 @@ def why_apart(chain: Chain, net: nn.Module, x: Any, residual: Any) -> str | None
     types = {chain.norm: BatchNorm, chain.conv: Conv2d}
     if any(type(module) is not types.get(path, nn.ReLU) for path, module in modules.items()):
         return "another module took the place of a part"
-    norm, conv = _layers(chain, net)
+    norm, conv = layers(chain, net)
     if norm is not None and not isinstance(norm.settings, nn.BatchNorm2d):
         return "not a normalisation of images"
     shared = not chain.norm_first and not isinstance(x, PerBranch)
@@ -67,7 +67,7 @@ def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
     Returns:
         The value of its last step.
     """
-    norm, conv = _layers(chain, net)
+    norm, conv = layers(chain, net)
     tensor, moments = (x.tensor, x.moments) if isinstance(x, PerBranch) else (x, None)
     other = None if residual is None else residual.tensor
     if conv is None:
@@ -81,7 +81,8 @@ def run(chain: Chain, net: nn.Module, x: Any, residual: Any) -> PerBranch:
     return PerBranch(joined.conv2d_norm(tensor, conv, norm, other, relu=chain.relu))
 
 
-def _layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | None]:
+def layers(chain: Chain, net: nn.Module) -> tuple[BatchNorm | None, Conv2d | None]:
+    """Normalisation and convolution of a chain."""
     norm: Any = None if chain.norm is None else module_at(net, chain.norm)
     conv: Any = None if chain.conv is None else module_at(net, chain.conv)
     return norm, conv

@@ -108,7 +108,7 @@ class Program:
             values[step.name] = run_step(step, net, values, inputs, branches)
             for name in step.last_use_of:
                 del values[name]
-        return _resolve(output.args[0], values)
+        return resolve(output.args[0], values)
 
 
 def _steps(graph: fx.Graph) -> Iterator[Step]:
@@ -154,18 +154,19 @@ def _copy(value: Any) -> Any:
     return pytree.tree_map(one, value)
 
 
-def _resolve(argument: Any, values: dict[str, Any]) -> Any:
+def resolve(argument: Any, values: dict[str, Any]) -> Any:
+    """Put values in place of references, in nested arguments."""
     if isinstance(argument, Ref):
         return _copy(values[argument.name]) if argument.copy else values[argument.name]
     if isinstance(argument, tuple):
-        entries = [_resolve(entry, values) for entry in argument]
+        entries = [resolve(entry, values) for entry in argument]
         return type(argument)(*entries) if hasattr(argument, "_fields") else tuple(entries)
     if isinstance(argument, list):
-        return [_resolve(entry, values) for entry in argument]
+        return [resolve(entry, values) for entry in argument]
     if isinstance(argument, dict):
-        return {key: _resolve(entry, values) for key, entry in argument.items()}
+        return {key: resolve(entry, values) for key, entry in argument.items()}
     if isinstance(argument, slice):
-        return slice(*(_resolve(entry, values) for entry in (argument.start, argument.stop, argument.step)))
+        return slice(*(resolve(entry, values) for entry in (argument.start, argument.stop, argument.step)))
     return argument
 
 
@@ -200,7 +201,7 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
     if step.op == "get_attr":
         path, _, leaf = step.target.rpartition(".")
         return PerBranch(getattr(net.get_submodule(path), leaf))
-    args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+    args, kwargs = resolve(step.args, values), resolve(step.kwargs, values)
     if step.op == "chain" and not joined.can_run(step.target, net, *args):
         own = dict(values)
         for part in step.target.parts:

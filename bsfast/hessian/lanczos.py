@@ -23,7 +23,7 @@ class EigResult(NamedTuple):
     Attributes:
         values: ``(B, k)``; by magnitude for ``"LM"``, else by value, the most extreme first.
         vectors: ``(B, k, P)``, orthonormal in each branch.
-        residuals: ``(B, k)``, norms of H v - lambda v, computed at the end.
+        residuals: ``(B, k)``, norms of H v - lambda v, from the products themselves.
         converged: ``(B, k)``, whether the residual is at most ``tol`` times the largest known ``|lambda|``.
         num_matvecs: Products with a vector of each branch that it took.
     """
@@ -41,23 +41,33 @@ class Krylov:
     Args:
         batched: The matrices.
         start: First vectors, ``(B, P)``.
-        max_steps: Most vectors a branch; the memory is ``B P max_steps``.
+        max_steps: Most vectors a branch; the memory is ``B P`` for each that is taken, twice if images are kept.
         generator: For fresh vectors after a breakdown.
         restart: Whether to go on with a fresh vector after a breakdown; else the branch stops.
+        keep_images: Whether to keep the products.
 
     Attributes:
         steps: Number of products so far.
-        basis: ``(B, P, max_steps)``, its first ``steps`` columns in use.
+        basis: ``(B, max_steps, P)``, its first ``steps`` rows in use.
+        images: The products with these, if they are kept.
         alpha: Diagonal of the projected matrix, ``(B, max_steps)``, float64.
         beta: Next to the diagonal; entry j couples vectors j and j + 1; 0 after a breakdown.
     """
 
     def __init__(
-        self, batched: Batched, start: Tensor, max_steps: int, generator: torch.Generator, *, restart: bool = True
+        self,
+        batched: Batched,
+        start: Tensor,
+        max_steps: int,
+        generator: torch.Generator,
+        *,
+        restart: bool = True,
+        keep_images: bool = False,
     ) -> None:
         B, P = batched.size
         self._batched, self._generator, self._restart = batched, generator, restart
-        self.basis = torch.zeros(B, P, max_steps, dtype=batched.dtype, device=batched.device)
+        self.basis = torch.zeros(B, max_steps, P, dtype=batched.dtype, device=batched.device)
+        self.images = torch.zeros_like(self.basis) if keep_images else None
         self.alpha = torch.zeros(B, max_steps, dtype=torch.float64)
         self.beta = torch.zeros(B, max_steps, dtype=torch.float64)
         self._scale = torch.zeros(B, dtype=torch.float64)
@@ -71,15 +81,17 @@ class Krylov:
             frozen: Branches ``(B,)`` whose result is known already: they are multiplied by zero.
         """
         j, V = self.steps, self.basis
-        V[:, :, j] = self._next if frozen is None else self._next * ~frozen.to(V.device)[:, None]
-        w = self._batched.product(V[:, :, j : j + 1]).squeeze(2)
-        self.alpha[:, j] = (w * V[:, :, j]).sum(1).double().cpu()
-        known = V[:, :, : j + 1]
+        V[:, j] = self._next if frozen is None else self._next * ~frozen.to(V.device)[:, None]
+        w = self._batched.product(V[:, j].unsqueeze(2)).squeeze(2)
+        if self.images is not None:
+            self.images[:, j] = w
+        self.alpha[:, j] = (w * V[:, j]).sum(1).double().cpu()
+        known = V[:, : j + 1]
         for _ in range(2):
-            w = w - (known @ (known.mT @ w.unsqueeze(2))).squeeze(2)
+            w = w - _projected(known, w)
         norms = w.norm(dim=1).double().cpu()
         self._scale = torch.maximum(self._scale, self.alpha[:, j].abs() + norms)
-        broken = norms <= 10 * torch.finfo(V.dtype).eps * V.shape[1] ** 0.5 * self._scale
+        broken = norms <= 10 * torch.finfo(V.dtype).eps * V.shape[2] ** 0.5 * self._scale
         self.beta[:, j] = torch.where(broken, 0.0, norms)
         fresh = self._fresh(known) if self._restart and bool(broken.any()) else torch.zeros_like(w)
         go_on = w / torch.where(broken, 1.0, norms).to(w.dtype).to(w.device)[:, None]
@@ -88,13 +100,13 @@ class Krylov:
 
     def _fresh(self, known: Tensor) -> Tensor:
         """Random unit vectors orthogonal to the basis; zero where it is complete."""
-        w = random_normal(self._batched, 1, self._generator)
-        if known.shape[2] >= known.shape[1]:
-            return torch.zeros_like(w).squeeze(2)
+        w = random_normal(self._batched, 1, self._generator).squeeze(2)
+        if known.shape[1] >= known.shape[2]:
+            return torch.zeros_like(w)
         for _ in range(3):
-            w = w - known @ (known.mT @ w)
+            w = w - _projected(known, w)
             w = w / w.norm(dim=1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
-        return w.squeeze(2)
+        return w
 
     def _normalised(self, start: Tensor) -> Tensor:
         norms = start.norm(dim=1, keepdim=True)
@@ -111,6 +123,12 @@ class Krylov:
             T += torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(T)
         return values, vectors
+
+
+def _projected(known: Tensor, w: Tensor) -> Tensor:
+    """The part of ``w``, ``(B, P)``, in the span of orthonormal rows ``(B, j, P)``."""
+    coefficients = torch.stack([rows @ own for rows, own in zip(known, w, strict=True)])  # bmm takes six times as long
+    return (coefficients.unsqueeze(1) @ known).squeeze(1)
 
 
 def eigsh(
@@ -161,10 +179,11 @@ def eigsh(
     generator = own_generator(generator)
     start = random_normal(batched, 1, generator).squeeze(2) if v0 is None else v0.to(batched.dtype)
     most = min(P, max(k, max_iter if max_iter is not None else max(SMALL, 10 * k)))
-    krylov = Krylov(batched, start, most, generator)
+    krylov = Krylov(batched, start, most, generator, keep_images=True)
+    assert krylov.images is not None  # noqa: S101 (for the type checker)
     done = torch.zeros(B, dtype=torch.bool)
     values = torch.zeros(B, k, dtype=torch.float64)
-    vectors = torch.zeros(B, P, k, dtype=batched.dtype, device=batched.device)
+    vectors, images = (torch.zeros(B, k, P, dtype=batched.dtype, device=batched.device) for _ in range(2))
     for j in range(1, most + 1):
         krylov.step(done)
         if j < k or (j < most and P <= SMALL):
@@ -175,12 +194,12 @@ def eigsh(
         good = _converged(krylov, ritz, S, order, k, tol)
         for b in ((good | (j == most)) & ~done).nonzero().flatten().tolist():
             values[b] = ritz[b, chosen[b]]
-            own = S[b][:, chosen[b]].to(batched.dtype).to(batched.device)
-            vectors[b] = krylov.basis[b, :, :j] @ own
+            own = S[b][:, chosen[b]].mT.to(batched.dtype).to(batched.device)
+            vectors[b], images[b] = own @ krylov.basis[b, :j], own @ krylov.images[b, :j]
         done |= good
         if bool(done.all()):
             break
-    return _checked(batched, values, vectors, tol, krylov)
+    return _checked(values, vectors, images, tol, krylov)
 
 
 def _converged(krylov: Krylov, ritz: Tensor, S: Tensor, order: Tensor, k: int, tol: float) -> Tensor:
@@ -199,14 +218,15 @@ def _converged(krylov: Krylov, ritz: Tensor, S: Tensor, order: Tensor, k: int, t
     return small.gather(1, order[:, :k]).all(1) & small.gather(1, first_recent).squeeze(1) & ~just_broken
 
 
-def _checked(batched: Batched, values: Tensor, vectors: Tensor, tol: float, krylov: Krylov) -> EigResult:
-    values = values.to(batched.dtype).to(batched.device)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    residuals = (batched.product(vectors) - vectors * values.unsqueeze(1)).norm(dim=1)
+def _checked(values: Tensor, vectors: Tensor, images: Tensor, tol: float, krylov: Krylov) -> EigResult:
+    values = values.to(vectors.dtype).to(vectors.device)
+    norms = vectors.norm(dim=2, keepdim=True)
+    vectors = vectors / norms
+    residuals = (images / norms - vectors * values.unsqueeze(2)).norm(dim=2)
     scale = torch.maximum(values.abs().amax(1), krylov.alpha.abs().amax(1).to(values))
-    floor = torch.finfo(batched.dtype).eps * batched.size[1] ** 0.5
+    floor = torch.finfo(vectors.dtype).eps * vectors.shape[2] ** 0.5
     converged = residuals <= 4 * max(tol, floor) * scale.unsqueeze(1)
-    return EigResult(values, vectors.mT.contiguous(), residuals, converged, krylov.steps + values.shape[1])
+    return EigResult(values, vectors, residuals, converged, krylov.steps)
 
 
 def _order(values: Tensor, which: Which) -> Tensor:

@@ -36,6 +36,13 @@ class Loss:
 
     Raises:
         ValueError: If the reduction is another word.
+
+    Example:
+        >>> def log_cosh(f, y):
+        ...     return (f - y).cosh().log().sum(1).mean()
+        >>> f, y = torch.zeros(3, 2), torch.ones(3, 2)
+        >>> Loss(log_cosh).hvp(f, y, torch.ones(3, 2))[0]  # 1 / cosh(1)^2, over N=3
+        tensor([0.1400, 0.1400])
     """
 
     def __init__(self, function: Callable[[Tensor, Any], Tensor]) -> None:
@@ -109,6 +116,11 @@ class CrossEntropy(Loss):
     Args:
         reduction: ``"mean"`` or ``"sum"`` over samples.
         label_smoothing: As in torch.
+
+    Example:
+        >>> f, y, u = torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[1.0, -1.0]])
+        >>> CrossEntropy().hvp(f, y, u)
+        tensor([[ 0.5000, -0.5000]])
     """
 
     def __init__(self, reduction: str = "mean", label_smoothing: float = 0.0) -> None:
@@ -164,6 +176,11 @@ class ClampedCrossEntropy(CrossEntropy):
         reduction: ``"mean"`` or ``"sum"`` over samples.
 
     Source: arXiv 2206.05810, section 5.
+
+    Example:
+        >>> f, y = torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([0])
+        >>> ClampedCrossEntropy().gradient(f, y).sign()  # the last is beyond the bound
+        tensor([[-1.,  1.,  0.]])
     """
 
     def __init__(self, bound: float = 1.0, reduction: str = "mean") -> None:
@@ -198,6 +215,11 @@ class MeanSquaredError(Loss):
 
     Args:
         reduction: ``"mean"`` or ``"sum"``.
+
+    Example:
+        >>> f, y = torch.zeros(1, 4), torch.zeros(1, 4)
+        >>> MeanSquaredError().hvp(f, y, torch.ones(1, 4))
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
 
     def __init__(self, reduction: str = "mean") -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from bsfast.hessian.data import Batches, ChunkSize
+from bsfast.hessian.kept import Kept
 from bsfast.hessian.linear_operator import LinearOperator
 from bsfast.hessian.losses import as_loss
 from bsfast.hessian.parameters import BranchParameters, Spec
 from bsfast.hessian.product import COUPLINGS, KINDS, Coupling, Kind, product
+
+MOST_KEPT: Final = 2**31  # 128 samples of 16 ResNets of 8 to 32 channels take 1.2 GiB
 
 
 class HessianOperator(LinearOperator):
@@ -37,6 +40,7 @@ class HessianOperator(LinearOperator):
         num_data: N, if not the number of samples in ``data``.
         chunk_size: Most samples at a time, ``"auto"``, or None for whole batches.
         check_deterministic: Whether to check that two passes over the data agree.
+        max_kept_bytes: Most memory that is kept between products, bytes; what does not fit is computed anew in each.
 
     Attributes:
         parameters: The chosen parameters.
@@ -69,6 +73,7 @@ class HessianOperator(LinearOperator):
         num_data: int | None = None,
         chunk_size: ChunkSize = "auto",
         check_deterministic: bool = True,
+        max_kept_bytes: int = MOST_KEPT,
     ) -> None:
         if coupling not in COUPLINGS:
             raise ValueError(f"HessianOperator: coupling must be one of {COUPLINGS}, got {coupling!r}")
@@ -81,6 +86,7 @@ class HessianOperator(LinearOperator):
         )
         self.coupling: Coupling = coupling
         self.kind: Kind = kind
+        self._kept = Kept(net, self.parameters.tensors, self.loss, max_kept_bytes)
         self._set_shape()
 
     def _set_shape(self) -> None:
@@ -109,6 +115,7 @@ class HessianOperator(LinearOperator):
         """
         other = object.__new__(HessianOperator)
         other.net, other.loss, other.parameters, other.batches = self.net, self.loss, self.parameters, self.batches
+        other._kept = self._kept
         other.coupling, other.kind = coupling or self.coupling, kind or self.kind
         other._set_shape()
         return other
@@ -140,7 +147,7 @@ class HessianOperator(LinearOperator):
     def columns(self, vectors: Tensor) -> Tensor:
         """Multiply by ``(D, K)``."""
         total = torch.zeros_like(vectors)
-        for batch in self.batches:
+        for batch, sweep in self._kept.batches(self.batches):
             for j in range(vectors.shape[1]):
                 parts = product(
                     self.net,
@@ -150,6 +157,7 @@ class HessianOperator(LinearOperator):
                     self.parameters.split(vectors[:, j].detach()),
                     coupling=self.coupling,
                     kind=self.kind,
+                    sweep=sweep,
                 )
                 total[:, j] += self.parameters.join(parts)
         return total

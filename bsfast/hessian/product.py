@@ -11,7 +11,7 @@ Where an operator has no forward mode, the same two terms are computed by double
 """
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.autograd.forward_ad as forward
@@ -37,6 +37,7 @@ def product(
     *,
     coupling: Coupling,
     kind: Kind,
+    sweep: Any = None,
 ) -> list[Tensor]:
     """Multiply the Hessian of one batch's weighted loss by a vector.
 
@@ -48,19 +49,24 @@ def product(
         vectors: Shaped as ``tensors``.
         coupling: Which blocks: all, those with k = l, or those with k != l.
         kind: The Hessian, its Gauss-Newton term or the rest.
+        sweep: What the net keeps for this batch (:mod:`bsfast.hessian.kept`), or None.
 
     Returns:
         Shaped as ``tensors``.
     """
     if kind == "residual" and coupling == "cross":
         return [torch.zeros_like(tensor) for tensor in tensors]
+    only_gauss_newton = kind == "ggn" or coupling == "cross"  # blocks with k != l have no other term
     with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
-        if kind == "ggn" or coupling == "cross":  # blocks with k != l have no other term
-            return _gauss_newton(net, tensors, loss, batch, vectors, coupling)
         try:
-            return _forward_over_reverse(net, tensors, loss, batch, vectors, coupling, kind)
+            if sweep is not None:
+                return _by_sweep(sweep, loss, batch, vectors, coupling, kind)
+            if not only_gauss_newton:
+                return _forward_over_reverse(net, tensors, loss, batch, vectors, coupling, kind)
         except RuntimeError as error:
             _raise_unless_forward_mode(error)
+        if only_gauss_newton:
+            return _gauss_newton(net, tensors, loss, batch, vectors, coupling)
         rest = _reverse_over_reverse(net, tensors, loss, batch, vectors)
         if kind == "residual":
             return rest
@@ -86,6 +92,18 @@ def tangents(net: nn.Module, tensors: Sequence[Tensor], batch: Batch, vectors: S
                 return w.detach()
             pulled = torch.autograd.grad(v, leaves, w, create_graph=True, materialize_grads=True)
             return torch.autograd.grad(pulled, w, vectors, materialize_grads=True)[0].contiguous()
+
+
+def _by_sweep(
+    sweep: Any, loss: Loss, batch: Batch, vectors: Sequence[Tensor], coupling: Coupling, kind: Kind
+) -> list[Tensor]:
+    f = sweep.outputs.sum(0)
+
+    def seed(t: Tensor) -> Tensor:
+        return torch.zeros_like(t) if kind == "residual" else _coupled(loss, f, batch, t, coupling)
+
+    result: list[Tensor] = sweep.product(vectors, seed, curved=kind != "ggn" and coupling != "cross")
+    return result
 
 
 def _forward_over_reverse(

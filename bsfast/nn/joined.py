@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bsfast import ops
+from bsfast.nn.folded import fold, geometry_of
 from bsfast.nn.layers import BatchNorm, Conv2d
 
 Moments = tuple[Tensor, Tensor]
@@ -21,12 +22,12 @@ def why_not_norm_conv2d(x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu
     own: Any = conv.settings
     if x.shape[-3] != own.in_channels or 0 in x.shape:
         return "the input has another number of channels, or no values"
-    if min(ops.output_shape(x.shape, conv.weight.shape, *_geometry(conv)[:3])[-2:]) < 1:
+    if min(ops.output_shape(x.shape, conv.weight.shape, *geometry_of(conv)[:3])[-2:]) < 1:
         return "the kernel is larger than the padded input"
     if norm is not None and not _fits(norm, own.in_channels, x.dtype):
         return "the normalisation has another number of channels, or another dtype"
     before = None if norm is None else _norm(norm, relu, None)
-    chosen = ops.plan_norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
+    chosen = ops.plan_norm_conv2d(x, conv.weight, conv.bias, geometry_of(conv), before)
     if chosen.algorithm != "native":
         return chosen.reason
     enough = norm is None or x[0, :, 0].numel() > 1
@@ -49,7 +50,7 @@ def norm_conv2d(
         The result, mean and variance of its channels, and x for what else takes it.
     """
     before = None if norm is None else _norm(norm, relu, moments)
-    result = ops.norm_conv2d(x, conv.weight, conv.bias, _geometry(conv), before)
+    result = ops.norm_conv2d(x, conv.weight, conv.bias, geometry_of(conv), before)
     if norm is not None and result.input_moments is not None:
         norm.track(*result.input_moments, count=x[0, :, 0].numel())
     return result.y, result.moments, result.x
@@ -61,7 +62,7 @@ def why_not_conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residua
     tensors += [] if norm is None else [norm.weight, norm.bias]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return "gradients are recorded"
-    shape = ops.output_shape(x.shape, conv.weight.shape, *_geometry(conv)[:3])
+    shape = ops.output_shape(x.shape, conv.weight.shape, *geometry_of(conv)[:3])
     if residual is not None and residual.shape != shape:
         return "the other value of the sum has another shape"
     if norm is not None and not _fits(norm, conv.weight.shape[1], x.dtype):
@@ -86,7 +87,7 @@ def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tenso
     if norm is not None:
         scale, shift = norm.coefficients()
         bias = shift if bias is None else shift + bias * scale
-    return ops.folded_conv2d(x, conv.weight, scale, bias, _geometry(conv), residual, relu=relu)
+    return ops.folded_conv2d(x, conv.weight, bias, geometry_of(conv), residual, scale=scale, relu=relu)
 
 
 def _fits(norm: BatchNorm, channels: int, dtype: torch.dtype) -> bool:
@@ -98,8 +99,3 @@ def _fits(norm: BatchNorm, channels: int, dtype: torch.dtype) -> bool:
 def _norm(norm: BatchNorm, relu: bool, moments: Moments | None) -> ops.Norm:
     own: Any = norm.settings
     return ops.Norm(norm.weight, norm.bias, own.eps, relu, moments)
-
-
-def _geometry(conv: Conv2d) -> tuple[Any, ...]:
-    own: Any = conv.settings
-    return own.stride, own.padding, own.dilation, own.groups

@@ -5,7 +5,14 @@ from bsfast.ops.conv2d import conv2d, conv2d_input_grad, conv2d_weight_grad
 from bsfast.ops.conv2d_kernels import output_shape
 from bsfast.ops.conv2d_sample_grad import conv2d_weight_grad_per_sample
 from bsfast.ops.functorch import has_memory
-from bsfast.ops.norm_conv2d import Norm, folded_conv2d, norm_conv2d, plan_norm_conv2d
+from bsfast.ops.norm_conv2d import (
+    Norm,
+    folded_conv2d,
+    folded_input_grad,
+    folded_weight_grad,
+    norm_conv2d,
+    plan_norm_conv2d,
+)
 from bsfast.ops.plan import set_winograd_tile
 from bsfast.ops.sample_norm import plan_sample_norm, sample_norm
 
@@ -17,6 +24,8 @@ __all__ = [
     "conv2d_weight_grad",
     "conv2d_weight_grad_per_sample",
     "folded_conv2d",
+    "folded_input_grad",
+    "folded_weight_grad",
     "has_memory",
     "norm_conv2d",
     "output_shape",

@@ -44,9 +44,10 @@ def input_grad(
     input_size: Sequence[int],
     *geometry: Any,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
     like: Tensor | None = None,
 ) -> Tensor:
-    """Gradient with respect to the input, and a residual added to it if one is given.
+    """Gradient with respect to the input; with a residual added and a mask applied to it where they are given.
 
     Args:
         grad: Of the result, in the memory order of the gradient.
@@ -54,6 +55,7 @@ def input_grad(
         input_size: The input's shape.
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: What is added, or None.
+        mask: Where it is not positive, the result is zero; or None.
         like: In which memory order the gradient will be; in that of ``grad`` by default, which for one pixel of one
             channel could be either.
 
@@ -64,11 +66,15 @@ def input_grad(
     chosen = plan.conv2d_input_grad(problem(like, input_size, weight.shape, *geometry))
     if chosen.algorithm == "native":
         out = _empty(input_size, like)
-        around = {"winograd": chosen.tile, "residual": None if residual is None else in_order_of(residual, like)}
-        torch.ops.bsfast.conv2d_input_grad_out(grad, weight.contiguous(), out, *geometry, **around)
+        beside = {"residual": residual, "mask": mask}
+        around = {name: None if other is None else in_order_of(other, like) for name, other in beside.items()}
+        torch.ops.bsfast.conv2d_input_grad_out(
+            grad, weight.contiguous(), out, *geometry, winograd=chosen.tile, **around
+        )
         return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
-    return _ordered(x_grad if residual is None else x_grad + residual, like)
+    x_grad = x_grad if residual is None else x_grad + residual
+    return _ordered(x_grad if mask is None else torch.where(mask > 0, x_grad, 0), like)
 
 
 def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:  # noqa: ARG001

@@ -12,12 +12,13 @@ _WINOGRAD = "int winograd=0"
 _PROLOGUE = "Tensor? scale=None, Tensor? shift=None, bool rectify=False"
 LIBRARY.define(
     f"conv2d_out(Tensor x, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}, "
-    "Tensor? out_scale=None, Tensor? bias=None, Tensor? residual=None, bool relu=False, Tensor(b!)? mean=None, "
+    "Tensor? out_scale=None, Tensor? bias=None, Tensor? residual=None, bool relu=False, Tensor? mask=None, "
+    "Tensor(b!)? mean=None, "
     "Tensor(c!)? variance=None) -> ()"
 )
 LIBRARY.define(
     f"conv2d_input_grad_out(Tensor grad, Tensor weight, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, "
-    "Tensor? residual=None) -> ()"
+    "Tensor? residual=None, Tensor? mask=None) -> ()"
 )
 LIBRARY.define(
     f"conv2d_weight_grad_out(Tensor x, Tensor grad, Tensor(a!) out, {_GEOMETRY}, *, {_WINOGRAD}, {_PROLOGUE}, "

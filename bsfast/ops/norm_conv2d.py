@@ -112,12 +112,13 @@ def norm_conv2d(
 def folded_conv2d(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor | None,
     bias: Tensor | None,
     geometry: Sequence[Any],
     residual: Tensor | None,
     *,
-    relu: bool,
+    scale: Tensor | None = None,
+    relu: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Convolve every branch and store act(scale y + bias + residual) at once; without gradients.
 
@@ -129,14 +130,47 @@ def folded_conv2d(
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: Shape of the result, or None.
         relu: Whether the activation is a ReLU, or there is none.
+        mask: Shape of the result, or None; where it is not positive, zero is stored.
 
     Returns:
         Shape ``(M, N, C_out, H_out, W_out)``.
     """
-    other = None if residual is None else conv2d_kernels.in_order_of(residual, x)
-    scale, bias = (None if t is None else t.contiguous() for t in (scale, bias))
-    after = {"out_scale": scale, "bias": bias, "residual": other, "relu": relu}
+    beside = {"residual": residual, "mask": mask}
+    after: dict[str, Any] = {
+        name: None if other is None else conv2d_kernels.in_order_of(other, x) for name, other in beside.items()
+    }
+    after |= {"out_scale": scale, "bias": None if bias is None else bias.contiguous(), "relu": relu}
     return conv2d_kernels.native_conv2d(x, weight, geometry, winograd=_plan_conv2d(x, weight, geometry).tile, **after)
+
+
+def folded_input_grad(
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    geometry: Sequence[Any],
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Gradient of :func:`folded_conv2d` with respect to x, with another gradient added and a ReLU's derivative applied.
+
+    Args:
+        grad: Shape ``(M, N, C_out, H_out, W_out)``.
+        weight: Shape ``(M, C_out, C_in / groups, kH, kW)``.
+        x: Shape ``(M, N, C_in, H, W)``; only its shape and memory order matter.
+        geometry: Stride, padding, dilation, each a pair, and groups.
+        residual: Shape of x, or None.
+        mask: Shape of x, or None; where it is not positive, zero is stored.
+
+    Returns:
+        Shape of x; records no gradients.
+    """
+    grad = conv2d_kernels.in_order_of(grad, x)
+    return conv2d_kernels.input_grad(grad, weight, x.shape, *geometry, residual=residual, mask=mask, like=x)
+
+
+def folded_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, geometry: Sequence[Any]) -> Tensor:
+    """Gradient of :func:`folded_conv2d` with respect to the weights, of which only the shape matters."""
+    return conv2d_kernels.weight_grad(x, grad, (weight.shape[-2], weight.shape[-1]), *geometry)
 
 
 def _plan_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> plan.Plan:

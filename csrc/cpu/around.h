@@ -19,13 +19,15 @@ struct Moments {
   double count, mean, square;  // square: sum of squared deviations from the mean
 };
 
-// Stores act(scale y + bias + residual) instead of y, and describes what it stored.
+// Stores act(scale y + bias + residual) instead of y, zeros where the mask is not positive, and describes what it
+// stored.
 template <class T>
 struct Epilogue {
   const T* scale = nullptr;     // [M, channels] or null
   const T* bias = nullptr;      // [M, channels] or null
   const T* residual = nullptr;  // as the result, or null
   bool relu = false;
+  const T* mask = nullptr;     // as the result, or null: the values of a ReLU whose derivative it is multiplied by
   Moments* moments = nullptr;  // [image, group, slice, channel of the group] or null
 };
 

@@ -230,6 +230,7 @@ void run(const GatherPlan& plan, const GatherOperands<T>& operands, void* scratc
       const int64_t at = out + rw * s.samples;
       const TargetRow<T> to{operands.target + at,
                             after.residual ? after.residual + at : nullptr,
+                            after.mask ? after.mask + at : nullptr,
                             after.scale ? after.scale + channel : nullptr,
                             after.bias ? after.bias + channel : nullptr,
                             after.moments ? sums : nullptr,

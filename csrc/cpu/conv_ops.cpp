@@ -137,13 +137,13 @@ void check_weight(const char* op, const Tensor& weight, const char* name) {
                   " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
 }
 
-// Checks what is added to a result: it has the result's shape, dtype and order in memory.
-void check_residual(const char* op, const Optional& residual, const Tensor& out) {
-  if (!residual) return;
-  check_size(op, "residual", *residual, Ints(out.sizes().begin(), out.sizes().end()));
-  check_kinds(op, *residual, out, out);
-  if (!residual->is_contiguous() || !out.is_contiguous()) {
-    check_batch_last(*residual, op, "residual");
+// Checks what is read beside a result: it has the result's shape, dtype and order in memory.
+void check_beside(const char* op, const char* name, const Optional& other, const Tensor& out) {
+  if (!other) return;
+  check_size(op, name, *other, Ints(out.sizes().begin(), out.sizes().end()));
+  check_kinds(op, *other, out, out);
+  if (!other->is_contiguous() || !out.is_contiguous()) {
+    check_batch_last(*other, op, name);
     check_batch_last(out, op, "out");
   }
 }
@@ -173,7 +173,7 @@ Prologue<T> prologue(const Optional& scale, const Optional& shift, bool rectify)
 void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, Ints padding, Ints dilation,
                 int64_t groups, int64_t winograd, const Optional& scale, const Optional& shift, bool rectify,
                 const Optional& out_scale, const Optional& bias, const Optional& residual, bool relu,
-                const Optional& mean, const Optional& variance) {
+                const Optional& mask, const Optional& mean, const Optional& variance) {
   constexpr const char* op = "conv2d_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
@@ -185,14 +185,15 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
     if (*t)
       check_channels(op, "out_scale, bias, mean and variance", **t, s.branches, s.groups * s.out_channels,
                      x.scalar_type());
-  check_residual(op, residual, out);
+  check_beside(op, "residual", residual, out);
+  check_beside(op, "mask", mask, out);
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", out, "out");
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const Epilogue<T> after{data_or_null<T>(out_scale), data_or_null<T>(bias), data_or_null<T>(residual), relu,
-                            nullptr};
+                            data_or_null<T>(mask)};
     run_convolution<T>(op, s, false, winograd,
                        {data<T>(x), data<T>(weight), result<T>(out), prologue<T>(scale, shift, rectify), after}, mean,
                        variance);
@@ -201,13 +202,15 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
 }
 
 void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out, Ints stride, Ints padding,
-                           Ints dilation, int64_t groups, int64_t winograd, const Optional& residual) {
+                           Ints dilation, int64_t groups, int64_t winograd, const Optional& residual,
+                           const Optional& mask) {
   constexpr const char* op = "conv2d_input_grad_out";
   check_weight(op, weight, "weight");
   ConvShape s = describe(op, out.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_kinds(op, grad, weight, out);
-  check_residual(op, residual, out);
+  check_beside(op, "residual", residual, out);
+  check_beside(op, "mask", mask, out);
   if (out.numel() == 0) return;
   if (s.shared_input) {
     // Summed over branches: their channels are those of one branch, which batch-last memory holds side by side.
@@ -223,7 +226,7 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
   check_tile(op, s, winograd);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    const Epilogue<T> after{nullptr, nullptr, data_or_null<T>(residual), false, nullptr};
+    const Epilogue<T> after{nullptr, nullptr, data_or_null<T>(residual), false, data_or_null<T>(mask)};
     run_convolution<T>(op, s, true, winograd, {data<T>(grad), data<T>(weight), result<T>(out), {}, after}, {}, {});
   };
   grad.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);

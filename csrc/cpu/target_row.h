@@ -18,6 +18,7 @@ struct TargetRow {
 
   T* row;             // first target of the group's first channel
   const T* residual;  // there, too, or null
+  const T* mask;      // there, too, or null
   const T* scale;     // of the group's first channel, or null
   const T* bias;
   T* sums;  // [channel][kSums], or null
@@ -54,7 +55,7 @@ struct TargetRow {
       for (int64_t q = at; q < last; ++q) {
         const int64_t to = o * channel + q * pixel;
         const T value = values[q - at] * factor + added + (residual ? residual[to] : T(0));
-        row[to] = relu && value < T(0) ? T(0) : value;
+        row[to] = (relu && value < T(0)) || (mask && mask[to] <= T(0)) ? T(0) : value;
       }
       return;
     }
@@ -98,6 +99,7 @@ struct TargetRow {
     value = scaled(o, value);
     if (residual) value += load(residual + to);
     if (relu) value = rectified<T>(value);
+    if (mask) value = load(mask + to) <= V{} ? V{} : value;
     if (sums && at == 0) begin(o, sum_of_lanes<T>(value) / T(L));
     if (sums) add(o, value);
     return bypass ? stream(row + to, value) : store(row + to, value);
@@ -107,6 +109,7 @@ struct TargetRow {
     value = scaled(o, value);
     if (residual) value += load_some(residual + to, count);
     if (relu) value = rectified<T>(value);
+    if (mask) value = load_some(mask + to, count) <= V{} ? V{} : value;
     store_some(row + to, count, value);
     if (!sums) return;
     T lanes[L];

@@ -264,6 +264,7 @@ void run_tiles(const WinogradPlan& plan, const GatherOperands<T>& operands, void
     const int64_t rows_here = height - h < Tile ? height - h : Tile;
     const TargetRow<T> to{operands.target + at,
                           after.residual ? after.residual + at : nullptr,
+                          after.mask ? after.mask + at : nullptr,
                           after.scale ? after.scale + branch_group * work.targets : nullptr,
                           after.bias ? after.bias + branch_group * work.targets : nullptr,
                           after.moments ? sums : nullptr,

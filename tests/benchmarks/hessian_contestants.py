@@ -21,6 +21,7 @@ from tests.benchmarks.network_case import NetworkCase
 FIRST = "conv1.weight"
 HAND = "9 passes, unfold and GEMM"
 CURVLINOPS = importlib.util.find_spec("curvlinops") is not None
+BACKPACK = importlib.util.find_spec("backpack") is not None
 Columns = Callable[[Tensor], Tensor]
 
 
@@ -92,6 +93,45 @@ def grouped_by_hand(problem: Problem, memory_format: torch.memory_format) -> Cal
             (grad,) = torch.autograd.grad(v, stem, seed.unsqueeze(1).expand_as(v), retain_graph=True)
             rows.append((grad.flatten(2) @ patches).flatten(1))  # (N, M P)
         V = torch.cat(rows)
+        return V.mT @ V
+
+    return compute
+
+
+def backpack_matrix(problem: Problem) -> Callable[[], Tensor]:
+    """BackPACK's per-sample root of the Gauss-Newton matrix, on the branches rewritten with its modules; then GEMM."""
+    from backpack import backpack, extend
+    from backpack.custom_module.branching import Parallel, SumModule
+    from backpack.extensions import SqrtGGNExact
+
+    def block(own: nn.Module) -> list[nn.Module]:
+        main = nn.Sequential(own.conv1, own.bn1, nn.ReLU(), own.conv2, own.bn2)
+        shortcut = nn.Sequential(*own.shortcut) if len(own.shortcut) else nn.Identity()
+        return [Parallel(main, shortcut, merge_module=SumModule()), nn.ReLU()]
+
+    def rewritten(branch: nn.Module) -> nn.Module:
+        stages = (branch.layer1, branch.layer2, branch.layer3, branch.layer4)
+        blocks = [module for stage in stages for own in stage for module in block(own)]
+        return nn.Sequential(branch.conv1, branch.bn1, nn.ReLU(), *blocks, nn.AvgPool2d(4), nn.Flatten(), branch.linear)
+
+    for branch in problem.branches:
+        branch.requires_grad_(False)
+        branch.conv1.requires_grad_()
+    branches = [rewritten(branch) for branch in problem.branches]
+    whole = Parallel(*branches, merge_module=SumModule()) if len(branches) > 1 else branches[0]
+    net, loss = extend(whole.eval()), extend(nn.CrossEntropyLoss())
+
+    def compute() -> Tensor:
+        for weight in problem.first:
+            weight.grad = None
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(problem.x.dtype)  # which BackPACK makes its own modules with
+        with backpack(SqrtGGNExact()):
+            loss(net(problem.x), problem.y).backward()
+        torch.set_default_dtype(before)
+        V = torch.cat([weight.sqrt_ggn_exact.flatten(2) for weight in problem.first], 2).flatten(0, 1)
+        for weight in problem.first:
+            del weight.sqrt_ggn_exact
         return V.mT @ V
 
     return compute
@@ -223,6 +263,7 @@ MATRICES: dict[str, Callable[[Problem], Callable[[], Tensor]]] = {
     f"loop{LAST}, {HAND}": lambda problem: loop_by_hand(problem, torch.channels_last),
     f"grouped, {HAND}": lambda problem: grouped_by_hand(problem, torch.contiguous_format),
     f"grouped{LAST}, {HAND}": lambda problem: grouped_by_hand(problem, torch.channels_last),
+    **({"BackPACK SqrtGGNExact and GEMM": backpack_matrix} if BACKPACK else {}),
 }
 SINGLE_COLUMNS: dict[str, Callable[[Problem], Columns]] = {
     "autograd, a column at a time": autograd_columns,

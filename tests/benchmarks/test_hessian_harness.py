@@ -17,6 +17,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # BackPACK's
 def test_contestants_compute_one_matrix():
     some = torch.eye(54, dtype=torch.float64)[:, [0, 20, 53]]
     truth = SINGLE_COLUMNS["autograd, a column at a time"](Problem(TINY, torch.float64))(some)

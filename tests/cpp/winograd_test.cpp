@@ -75,7 +75,7 @@ double around(const Problem<T>& p, Isa isa, int tile) {
   Memory<T> want(p.y.count, sizeof(void*)), out(p.y.count, sizeof(void*));
   const bsfast::Prologue<T> before{p.weight.data, p.weight.data + 1, true};
   const auto after = [&](bsfast::Moments* moments) {
-    return bsfast::Epilogue<T>{p.weight.data + 1, p.weight.data + 2, p.y.data, true, moments};
+    return bsfast::Epilogue<T>{p.weight.data + 1, p.weight.data + 2, p.y.data, true, p.y.data, moments};
   };
   share(direct.units(direct_plan), direct.scratch_bytes(direct_plan), 1, [&](void* scratch, int64_t b, int64_t e) {
     direct.run(direct_plan, {p.x.data, p.weight.data, want.data, before, after(nullptr)}, scratch, b, e);

@@ -336,20 +336,41 @@ def wide(coefficients: Tensor) -> Tensor:
     [(case, tile) for name, _, case in KERNEL_CASES if name == "conv2d_input_grad" for tile in tiles_of(case)],
     ids=str,
 )
-def test_input_grad_adds_a_residual(case, tile, dtype):
+def test_input_grad_adds_a_residual_and_applies_a_mask(case, tile, dtype):
     grad, weight, truth = case.problem("conv2d_input_grad", dtype)
     residual = in_order(torch.randn(truth.shape, dtype=dtype), case.order)
+    mask = in_order(torch.randn(truth.shape, dtype=dtype).relu(), case.order)
+    for beside, expected in [
+        ({"residual": residual}, truth + residual),
+        ({"mask": mask}, torch.where(mask > 0, truth, 0)),
+        ({"residual": residual, "mask": mask}, torch.where(mask > 0, truth + residual, 0)),
+    ]:
+        out = in_order(torch.full(truth.shape, torch.nan, dtype=dtype), case.order)
+        torch.ops.bsfast.conv2d_input_grad_out(grad, weight, out, *case.geometry.values(), winograd=tile, **beside)
+        assert_close(out, expected, case.sum_length * (1 if tile == 0 else 100))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "tile"),
+    [(case, tile) for name, case in KERNEL_CASES if name == "conv2d" for tile in tiles_of(case)],
+    ids=str,
+)
+def test_conv2d_applies_a_mask(case, tile, dtype):
+    x, weight, truth = case.problem("conv2d", dtype)
+    residual, mask = (in_order(torch.randn(truth.shape, dtype=dtype), case.order) for _ in range(2))
     out = in_order(torch.full(truth.shape, torch.nan, dtype=dtype), case.order)
-    around = {"winograd": tile, "residual": residual}
-    torch.ops.bsfast.conv2d_input_grad_out(grad, weight, out, *case.geometry.values(), **around)
-    assert_close(out, truth + residual, case.sum_length * (1 if tile == 0 else 100))
+    around = {"winograd": tile, "residual": residual, "mask": mask}
+    torch.ops.bsfast.conv2d_out(x, weight, out, *case.geometry.values(), **around)
+    assert_close(out, torch.where(mask > 0, truth + residual, 0), case.sum_length * (1 if tile == 0 else 100))
 
 
-def test_input_grad_refuses_residuals():
+@pytest.mark.parametrize("name", ["residual", "mask"])
+def test_input_grad_refuses_what_does_not_fit_its_result(name):
     call = torch.ops.bsfast.conv2d_input_grad_out
-    with pytest.raises(RuntimeError, match=r"residual must have shape \(2, 3, 4, 6, 5\), got \(2, 3, 4, 6, 4\)"):
-        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X[..., :4])
-    with pytest.raises(RuntimeError, match="residual must be batch-last in memory"):
-        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X.contiguous())
+    with pytest.raises(RuntimeError, match=name + r" must have shape \(2, 3, 4, 6, 5\), got \(2, 3, 4, 6, 4\)"):
+        call(Y, WEIGHT, X, *SETTINGS.values(), **{name: X[..., :4]})
+    with pytest.raises(RuntimeError, match=f"{name} must be batch-last in memory"):
+        call(Y, WEIGHT, X, *SETTINGS.values(), **{name: X.contiguous()})
     with pytest.raises(RuntimeError, match="all tensors must have one dtype"):
-        call(Y, WEIGHT, X, *SETTINGS.values(), residual=X.double())
+        call(Y, WEIGHT, X, *SETTINGS.values(), **{name: X.double()})
