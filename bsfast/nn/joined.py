@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bsfast import ops
-from bsfast.nn.folded import fold, geometry_of
+from bsfast.nn.folded import geometry_of
 from bsfast.nn.layers import BatchNorm, Conv2d
 
 Moments = tuple[Tensor, Tensor]

@@ -353,7 +353,7 @@ def test_input_grad_adds_a_residual_and_applies_a_mask(case, tile, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("case", "tile"),
-    [(case, tile) for name, case in KERNEL_CASES if name == "conv2d" for tile in tiles_of(case)],
+    [(case, tile) for name, _, case in KERNEL_CASES if name == "conv2d" for tile in tiles_of(case)],
     ids=str,
 )
 def test_conv2d_applies_a_mask(case, tile, dtype):
