@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from bsfast.ops.backend import native_why_not
+from bsfast.ops.backend import kernel_why_not
 
-NATIVE_DTYPES = (torch.float32, torch.float64)
 LANES = 16  # float32 values in the widest vector
 MANY_SAMPLES = 64
 FEWEST_SAMPLES = 4  # of which the own kernel computes per-sample gradients faster than stock operators
@@ -141,8 +140,7 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
         Algorithm ``"native"`` or ``"unfold"`` (patches of the input, then one product a sample), and the reason.
     """
     refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (kernel_why_not("sample_grad", device, dtype), True),
         (f"fewer than {FEWEST_SAMPLES} samples leave most vector lanes empty", samples < FEWEST_SAMPLES),
     )
     for why_not, applies in refusals:
@@ -154,8 +152,7 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
 def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int, *, loops: bool = False) -> Plan:
     device, dtype = problem.device, problem.dtype
     all_refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (kernel_why_not("conv2d", device, dtype), True),
         *refusals,
         ("the activations are not batch-last in memory", not problem.batch_last),
     )
@@ -163,6 +160,8 @@ def _choose(problem: Conv2d, refusals: tuple[tuple[str, bool], ...], tile: int, 
         if applies and why_not is not None:
             # oneDNN adds up the gradients of many samples faster branch by branch; all else it does faster at once.
             return _note(Plan("loop" if loops and device == "cpu" else "grouped", why_not))
+    if device == "cuda":
+        return _note(Plan("native", "batch-last: samples and positions in the lanes of a warp"))
     lanes = "samples" if problem.samples >= LANES else "columns and samples"
     how = f"; Winograd by {tile}x{tile} outputs" if tile else ""
     return _note(Plan("native", f"batch-last: {lanes} in the vector lanes{how}", tile))
@@ -183,6 +182,8 @@ def _winograd(
         0, 2 or 4.
     """
     three = problem.kernel_size == (3, 3) and problem.stride == problem.dilation == (1, 1)
+    if kernel_why_not("winograd", problem.device, problem.dtype) is not None:
+        return 0
     if not three or min(padding) < 0 or max(padding) > 2 or problem.dtype != torch.float32:
         return 0
     if 0 in (problem.samples, *problem.size, *problem.channels):
@@ -213,8 +214,7 @@ def norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool, piec
         Algorithm ``"native"`` or ``"aten"``, and the reason.
     """
     refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (kernel_why_not("norm", device, dtype), True),
         (f"{memory} has no own kernel", not has_kernel),
     )
     for why_not, applies in refusals:
@@ -233,11 +233,8 @@ def memory_order(*, device: str, dtype: torch.dtype) -> Plan:
     Returns:
         Algorithm ``"batch_last"`` or ``"contiguous"``, and the reason.
     """
-    refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-    )
-    for why_not, applies in refusals:
-        if applies and why_not is not None:
-            return _note(Plan("contiguous", why_not))
+    if why_not := kernel_why_not("conv2d", device, dtype):
+        return _note(Plan("contiguous", why_not))
+    if device == "cuda":
+        return _note(Plan("batch_last", "the own kernels take samples innermost only"))
     return _note(Plan("batch_last", "the own kernels are fastest with samples innermost, however few"))
