@@ -45,7 +45,7 @@ _KERNELS = {
 _why_not = {"cpu": CPU_WHY_NOT}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
 def native_why_not(device: str) -> str | None:
     """Say why own kernels cannot run on a device type, or None if they can."""
     if device == "cuda" and device not in _why_not:

@@ -25,13 +25,13 @@ def load_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device, or no driver for it, is visible to torch"
     named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(__file__).parent.parent / "lib" / "libbsfast_cuda.so"
+    path = Path(named).absolute() if named else Path(__file__).parent.parent / "lib" / "libbsfast_cuda.so"
     if not path.is_file():
         return f"{VARIABLE} must name a file, got {named}" if named else why_not_built("nvcc")
     try:
         compiled = architectures(path)
         if (why_not := _why_not_devices(compiled)) is None:
-            torch.ops.load_library(path.absolute())
+            torch.ops.load_library(path)
     except (OSError, AttributeError) as error:
         return f"{path.name} cannot be loaded: {error}"
     return why_not

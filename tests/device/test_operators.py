@@ -20,7 +20,11 @@ def build(folder: str, target: str, *settings: str) -> str:
     return str(BUILD / folder / f"lib{target}.so")
 
 
-@pytest.mark.parametrize("tests", ["test_conv_cuda.py", "test_conv2d.py", "test_conv2d_derivatives.py"])
+TESTS = [*(f"ops/test_conv{name}.py" for name in ("_cuda", "2d", "2d_derivatives", "2d_errors"))]
+TESTS += ["fuse/test_precision.py"]
+
+
+@pytest.mark.parametrize("tests", TESTS)
 def test_operators_on_emulated_blocks(monkeypatch, tests):
     find("c++")
     library = build("device-operators", "bsfast_emulated", "-DBSFAST_DEVICE_TESTS=ON")
@@ -28,7 +32,7 @@ def test_operators_on_emulated_blocks(monkeypatch, tests):
     monkeypatch.setenv("BSFAST_NATIVE", "0")
     # opcheck is slow, and the same for every kernel.
     options = ["-p", "tests.device.as_cuda", "-k", "not opcheck", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    succeed(sys.executable, "-m", "pytest", *options, ROOT / "tests" / "ops" / tests)
+    succeed(sys.executable, "-m", "pytest", *options, ROOT / "tests" / tests)
 
 
 FAKE_STREAM = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
