@@ -1,7 +1,8 @@
 """Shim that lets setuptools run CMake; every source file and flag is in CMakeLists.txt.
 
 ``BSFAST_NATIVE=0``, or a system other than Linux, gives the pure Python package, which runs on stock torch operators.
-``BSFAST_WERROR=1`` makes warnings of the C++ compiler errors.
+``BSFAST_WERROR=1`` makes warnings of the C++ compiler errors. ``BSFAST_CUDA=ON`` builds the CUDA operators although
+this torch has no CUDA, ``OFF`` leaves them out; ``BSFAST_CUDA_ARCHITECTURES`` says for what, such as ``80-real;90``.
 """
 
 import os
@@ -28,6 +29,8 @@ class CMakeBuild(build_ext):
         configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={package}"]
         configure += [f"-DBSFAST_WERROR={os.environ.get('BSFAST_WERROR', 'OFF')}"]
+        for name in ("BSFAST_CUDA", "BSFAST_CUDA_ARCHITECTURES"):
+            configure += [f"-D{name}={os.environ[name]}"] if name in os.environ else []
         for step in (configure, [cmake, "--build", build], [cmake, "--install", build]):
             subprocess.run([str(part) for part in step], check=True)
 

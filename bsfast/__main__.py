@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import bsfast
-from bsfast.ops.backend import BACKENDS
+from bsfast.ops.backend import backends
 
 
 def describe() -> str:
@@ -22,13 +22,18 @@ def describe() -> str:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("system", f"{platform.system()} {platform.machine()}"),
         ("instruction set", _instruction_set()),
-        *((f"device cuda:{k}", torch.cuda.get_device_name(k)) for k in range(torch.cuda.device_count())),
+        *((f"device cuda:{k}", _cuda_device(k)) for k in range(torch.cuda.device_count())),
     ]
-    for backend in BACKENDS:
+    for backend in backends():
         state = "ready" if backend.why_not is None else f"not used: {backend.why_not}"
         lines.append((f"backend {backend.name} ({backend.device})", state))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
+
+
+def _cuda_device(k: int) -> str:
+    major, minor = torch.cuda.get_device_capability(k)
+    return f"{torch.cuda.get_device_name(k)}, sm_{major}{minor}"
 
 
 def _instruction_set() -> str:

@@ -14,6 +14,18 @@ settings.register_profile(
 settings.load_profile("bsfast")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests make their tensors on the device that ``--device`` names."""
+    parser.addoption("--device", default="cpu", help="device of all tensors that tests make")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set it before test files are loaded, which make tensors, too."""
+    if config.getoption("--device") != "cpu":
+        torch.set_default_device(config.getoption("--device"))
+        torch.backends.cudnn.allow_tf32 = False  # tolerances are those of float32
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test draws the same numbers, whichever tests ran before it."""

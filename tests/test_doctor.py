@@ -24,6 +24,7 @@ def run(code: str, cwd: Path = ROOT, **environment: str) -> str:
 def test_doctor_names_every_backend() -> None:
     text = describe()
     assert "backend native (cpu)" in text
+    assert "backend native (cuda)" in text
     assert "backend aten (any)" in text
     assert bsfast.__version__ in text
 
@@ -70,7 +71,7 @@ def test_doctor_in_a_source_tree_says_to_install_it(clone: Path) -> None:
     code = "import bsfast.__main__ as m; print(m.describe())"
     text = run(code, clone, BSFAST_NATIVE="1")
     assert f"{bsfast.__version__}, imported from {clone / 'bsfast'}" in text
-    assert "not used: not built: bsfast was imported from its source folder; run " in text
+    assert "not used: not built: bsfast was imported from its source folder; with a C++ compiler, run " in text
     assert "pip install --no-build-isolation -e ." in text
     assert "start Python in another folder" in text
     (clone / "csrc").rmdir()  # now like an installed package
@@ -78,7 +79,7 @@ def test_doctor_in_a_source_tree_says_to_install_it(clone: Path) -> None:
 
 
 def test_doctor_on_another_system_says_that_only_linux_has_native_code(clone: Path) -> None:
-    code = "import sys; from bsfast.ops import library; sys.platform = 'darwin'; print(library._why_not_built())"
+    code = "import sys; from bsfast.ops import library; sys.platform = 'darwin'; print(library.why_not_built('c++'))"
     assert run(code, clone, BSFAST_NATIVE="1") == "not built: only Linux has native code"
 
 

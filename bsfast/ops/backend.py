@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from bsfast.ops.cuda import load_cuda
 from bsfast.ops.library import CPU_WHY_NOT
 
 
@@ -21,22 +22,47 @@ class Backend(NamedTuple):
     why_not: str | None
 
 
-def _cuda_why_not() -> str:
-    if not torch.cuda.is_available():
-        return "no CUDA device, or a torch built without CUDA"
-    return "this version of bsfast has no CUDA kernels yet"
+class Kernels(NamedTuple):
+    """What the own kernels of a device type can do.
+
+    Attributes:
+        dtypes: Of the operands.
+        operators: By name: ``"conv2d"`` with its gradients, ``"winograd"`` (both by tiles), ``"sample_grad"`` (the
+            weight gradient of every sample), ``"norm"``, ``"norm_conv2d"`` (joined with a convolution).
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    operators: frozenset[str]
 
 
-BACKENDS = (
-    Backend("native", "cpu", CPU_WHY_NOT),
-    Backend("native", "cuda", _cuda_why_not()),
-    Backend("aten", "any", None),
-)
+_ALL = frozenset({"conv2d", "winograd", "sample_grad", "norm", "norm_conv2d"})
+_KERNELS = {
+    "cpu": Kernels((torch.float32, torch.float64), _ALL),
+    "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), frozenset({"conv2d"})),
+}
+# By device type. That of CUDA is found when it is first asked for: finding it starts CUDA in this process, and a forked
+# one, as of a data loader, could then not use it.
+_why_not = {"cpu": CPU_WHY_NOT}
 
 
+@torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
 def native_why_not(device: str) -> str | None:
     """Say why own kernels cannot run on a device type, or None if they can."""
-    for backend in BACKENDS:
-        if backend.name == "native" and backend.device == device:
-            return backend.why_not
-    return f"no own kernels for device type {device!r}"
+    if device == "cuda" and device not in _why_not:
+        _why_not[device] = load_cuda()
+    return _why_not.get(device, f"no own kernels for device type {device!r}")
+
+
+def kernel_why_not(operator: str, device: str, dtype: torch.dtype) -> str | None:
+    """Say why an operator of :class:`Kernels` has no own kernel for a device type and dtype, or None if it has."""
+    if why_not := native_why_not(device):
+        return why_not
+    if dtype not in _KERNELS[device].dtypes:
+        return f"{dtype} has no own kernel"
+    return None if operator in _KERNELS[device].operators else f"no own {device} kernel does this"
+
+
+def backends() -> tuple[Backend, ...]:
+    """Return all implementations; the first that can run an operator does."""
+    own = (Backend("native", device, native_why_not(device)) for device in _KERNELS)
+    return (*own, Backend("aten", "any", None))

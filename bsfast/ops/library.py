@@ -49,7 +49,7 @@ def _load_cpu() -> str | None:
     if os.environ.get("BSFAST_NATIVE") == "0":
         return "switched off by BSFAST_NATIVE=0"
     if not path.exists():
-        return _why_not_built()
+        return why_not_built("a C++ compiler")
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -57,15 +57,17 @@ def _load_cpu() -> str | None:
     return None
 
 
-def _why_not_built() -> str:
+def why_not_built(compiler: str) -> str:
+    """Say why a library is missing, and that this compiler would make it."""
     if sys.platform != "linux":
         return "not built: only Linux has native code"
     if (Path(__file__).parents[2] / "csrc").is_dir():
         return (
-            "not built: bsfast was imported from its source folder; run `pip install --no-build-isolation -e .` there, "
-            "or start Python in another folder to import an installed bsfast"
+            f"not built: bsfast was imported from its source folder; with {compiler}, run "
+            "`pip install --no-build-isolation -e .` there, or start Python in another folder to import an installed "
+            "bsfast"
         )
-    return "not built; reinstall bsfast with a C++ compiler and without BSFAST_NATIVE=0"
+    return f"not built; reinstall bsfast with {compiler} and without BSFAST_NATIVE=0"
 
 
 CPU_WHY_NOT = _load_cpu()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bsfast.ops import conv2d_kernels, plan
+from bsfast.ops.backend import kernel_why_not
 from bsfast.ops.batch_norm import composite, plan_batch_norm
 from bsfast.ops.bilinear import autocasts
 from bsfast.ops.composition import composed_grads, must_compose
@@ -77,6 +78,8 @@ def plan_norm_conv2d(
         return plan.Plan("aten", "function transforms, forward mode, autocast and torch.compile take the parts")
     if any(t.dtype != x.dtype or t.device != x.device for t in present):
         return plan.Plan("aten", "operands of different dtypes or devices")
+    if why_not := kernel_why_not("norm_conv2d", x.device.type, x.dtype):
+        return plan.Plan("aten", why_not)
     if norm is not None and (before := plan_batch_norm(x, norm.weight, norm.bias)).algorithm != "native":
         return before
     chosen = _plan_conv2d(x, weight, geometry)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from bsfast.ops.backend import native_why_not
+from bsfast.ops.backend import kernel_why_not
 
-NATIVE_DTYPES = (torch.float32, torch.float64)
 LANES = 16  # float32 values in the widest vector
 MANY_SAMPLES = 64
 FEWEST_SAMPLES = 4  # of which the own kernel computes per-sample gradients faster than stock operators
@@ -131,40 +130,40 @@ class Conv2d(NamedTuple):
 
 def conv2d(problem: Conv2d) -> Plan:
     """Choose the algorithm of a convolution."""
-    return _note(_conv2d(problem, _largest_tile, native_why_not(problem.device)))
+    return _note(_conv2d(problem, _largest_tile, kernel_why_not("conv2d", problem.device, problem.dtype)))
 
 
 def conv2d_input_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the input gradient."""
-    return _note(_conv2d_input_grad(problem, _largest_tile, native_why_not(problem.device)))
+    return _note(_conv2d_input_grad(problem, _largest_tile, kernel_why_not("conv2d", problem.device, problem.dtype)))
 
 
 def conv2d_weight_grad(problem: Conv2d) -> Plan:
     """Choose the algorithm of the weight gradient."""
-    return _note(_conv2d_weight_grad(problem, _largest_tile, native_why_not(problem.device)))
+    return _note(_conv2d_weight_grad(problem, _largest_tile, kernel_why_not("conv2d", problem.device, problem.dtype)))
 
 
 @lru_cache(maxsize=_KEPT)
-def _conv2d(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+def _conv2d(problem: Conv2d, largest_tile: int, no_kernel: str | None) -> Plan:
     _, tile = _winograd(problem, _GAIN, problem.padding, largest_tile)
-    return _choose(problem, no_library, tile=tile)
+    return _choose(problem, no_kernel, tile=tile)
 
 
 @lru_cache(maxsize=_KEPT)
-def _conv2d_input_grad(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+def _conv2d_input_grad(problem: Conv2d, largest_tile: int, no_kernel: str | None) -> Plan:
     inner = "groups inside a branch have no own kernel for the gradient of a shared input"
     transposed = (2 - problem.padding[0], 2 - problem.padding[1])  # padding of the gradient, which is the source
     _, tile = _winograd(problem, _GAIN, transposed, largest_tile)
-    return _choose(problem, no_library or (inner if problem.shared and problem.groups != 1 else None), tile=tile)
+    return _choose(problem, no_kernel or (inner if problem.shared and problem.groups != 1 else None), tile=tile)
 
 
 @lru_cache(maxsize=_KEPT)
-def _conv2d_weight_grad(problem: Conv2d, largest_tile: int, no_library: str | None) -> Plan:
+def _conv2d_weight_grad(problem: Conv2d, largest_tile: int, no_kernel: str | None) -> Plan:
     gain, tile = _winograd(problem, _WEIGHT_GRAD_GAIN, problem.padding, largest_tile, skips=False)
     # oneDNN adds up the gradients of many samples faster branch by branch; all else it does faster at once.
     stock = "loop" if problem.device == "cpu" and problem.samples >= MANY_SAMPLES else "grouped"
     patches = _patch_gain(problem) > gain
-    return _choose(problem, no_library, tile=0 if patches else tile, patches=patches, stock=stock)
+    return _choose(problem, no_kernel, tile=0 if patches else tile, patches=patches, stock=stock)
 
 
 def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: int) -> Plan:
@@ -179,8 +178,7 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
         Algorithm ``"native"`` or ``"unfold"`` (patches of the input, then one product a sample), and the reason.
     """
     refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (kernel_why_not("sample_grad", device, dtype), True),
         (f"fewer than {FEWEST_SAMPLES} samples leave most vector lanes empty", samples < FEWEST_SAMPLES),
     )
     for why_not, applies in refusals:
@@ -192,12 +190,12 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
 def _choose(
     problem: Conv2d, no_kernel: str | None, *, tile: int, patches: bool = False, stock: str = "grouped"
 ) -> Plan:
-    if no_kernel is None and problem.dtype not in NATIVE_DTYPES:
-        no_kernel = f"{problem.dtype} has no own kernel"
     if no_kernel is None and not problem.batch_last:
         no_kernel = "the activations are not batch-last in memory"
     if no_kernel is not None:
         return Plan(stock, no_kernel)
+    if problem.device == "cuda":
+        return Plan("native", "batch-last: samples and positions in the lanes of a warp")
     many = "samples" if problem.samples >= LANES else "columns and samples"
     lanes = "column taps and channels" if patches else many
     how = f"; Winograd by {tile}x{tile} outputs" if tile else ""
@@ -268,8 +266,7 @@ def norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool, piec
         Algorithm ``"native"`` or ``"aten"``, and the reason.
     """
     refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
+        (kernel_why_not("norm", device, dtype), True),
         (f"{memory} has no own kernel", not has_kernel),
     )
     for why_not, applies in refusals:
@@ -288,11 +285,8 @@ def memory_order(*, device: str, dtype: torch.dtype) -> Plan:
     Returns:
         Algorithm ``"batch_last"`` or ``"contiguous"``, and the reason.
     """
-    refusals = (
-        (native_why_not(device), True),
-        (f"{dtype} has no own kernel", dtype not in NATIVE_DTYPES),
-    )
-    for why_not, applies in refusals:
-        if applies and why_not is not None:
-            return _note(Plan("contiguous", why_not))
+    if why_not := kernel_why_not("conv2d", device, dtype):
+        return _note(Plan("contiguous", why_not))
+    if device == "cuda":
+        return _note(Plan("batch_last", "the own kernels take samples innermost only"))
     return _note(Plan("batch_last", "the own kernels are fastest with samples innermost, however few"))

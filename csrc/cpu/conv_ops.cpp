@@ -3,12 +3,12 @@
 
 #include <cstring>
 
+#include "conv_operands.h"
 #include "cpu/conv_gather.h"
 #include "cpu/conv_weight_grad.h"
 #include "cpu/tensors.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_weight_grad.h"
-#include "shape.h"
 
 namespace bsfast {
 namespace {
@@ -88,39 +88,6 @@ void run_weight_grad(const char* op, const Kernel<T>& kernel, const Plan& plan, 
     for (int64_t i = 0; i < numel; ++i) sum[i] += to[part * numel + i];
 }
 
-// Sizes of a convolution with input `x_size` ((M, N, C, H, W), or (N, C, H, W) if shared) and weights `w_size`.
-template <class Sizes>
-ConvShape describe(const char* op, const Sizes& x_size, const Sizes& w_size, const Ints& stride, const Ints& padding,
-                   const Ints& dilation, int64_t groups) {
-  STD_TORCH_CHECK(x_size.size() == 4 || x_size.size() == 5, op, ": x must have 4 or 5 axes, got ", x_size.size());
-  STD_TORCH_CHECK(w_size.size() == 5, op, ": weight must have 5 axes, got ", w_size.size());
-  for (const Ints* pair : {&stride, &padding, &dilation})
-    STD_TORCH_CHECK(pair->size() == 2, op, ": stride, padding and dilation must be pairs, got ", to_string(*pair));
-  const size_t d = x_size.size();
-  for (int axis : {0, 1})
-    STD_TORCH_CHECK(stride[axis] >= 1 && padding[axis] >= 0 && dilation[axis] >= 1, op,
-                    ": stride and dilation must be at least 1 and padding at least 0, got ", to_string(stride), ", ",
-                    to_string(dilation), " and ", to_string(padding));
-  STD_TORCH_CHECK(groups >= 1 && w_size[1] % groups == 0, op, ": groups must divide the ", w_size[1],
-                  " output channels, got ", groups);
-  ConvShape s{w_size[0], 1, x_size[d - 4], groups, w_size[2], w_size[1] / groups, {}, {}, {}, {}, {}, d == 4};
-  for (int axis : {0, 1}) {
-    s.size[axis] = x_size[d - 2 + axis];
-    s.kernel[axis] = w_size[3 + axis];
-    s.stride[axis] = stride[axis];
-    s.padding[axis] = padding[axis];
-    s.dilation[axis] = dilation[axis];
-    STD_TORCH_CHECK(s.kernel[axis] >= 1, op, ": the kernel must have taps, got weight ", to_string(w_size));
-  }
-  STD_TORCH_CHECK(x_size[d - 3] == groups * s.in_channels && (s.shared_input || x_size[0] == s.branches), op,
-                  ": x must match weight ", to_string(w_size), " in branches and channels, got ", to_string(x_size));
-  return s;
-}
-
-Ints result_size(const ConvShape& s) {
-  return {s.branches, s.samples, s.groups * s.out_channels, s.out_size(0), s.out_size(1)};
-}
-
 // The samples are innermost in memory in both activations, or outermost in both; says which by moving them.
 void choose_order(const char* op, ConvShape& s, const Tensor& a, const char* a_name, const Tensor& b,
                   const char* b_name) {
@@ -130,11 +97,6 @@ void choose_order(const char* op, ConvShape& s, const Tensor& a, const char* a_n
   }
   check_batch_last(a, op, a_name);
   check_batch_last(b, op, b_name);
-}
-
-void check_weight(const char* op, const Tensor& weight, const char* name) {
-  STD_TORCH_CHECK(weight.dim() == 5 && weight.is_contiguous(), op, ": ", name,
-                  " must be contiguous with shape (M, C_out, C_in / groups, kH, kW), got ", to_string(weight.sizes()));
 }
 
 // Checks what is read beside a result: it has the result's shape, dtype and order in memory.

@@ -1,25 +1,16 @@
-// What the operators of csrc/cpu share: pointers, scratch, and checks of the tensors they are given.
+// What the operators of csrc/cpu share: scratch, and checks of the tensors they are given.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <optional>
 #include <string>
-#include <vector>
 
-#include "check.h"
 #include "isa.h"
+#include "operands.h"
 
 namespace bsfast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-using Optional = std::optional<Tensor>;
 
 inline Isa chosen_isa(const char* op) {
   const char* name = std::getenv("BSFAST_ISA");
@@ -33,26 +24,6 @@ inline Scratch allocate(const char* op, size_t bytes) {
   Scratch memory(std::aligned_alloc(64, bytes), &std::free);
   STD_TORCH_CHECK(memory != nullptr, op, ": no memory for ", bytes, " bytes of scratch");
   return memory;
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T* result(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-template <class T>
-const T* data_or_null(const Optional& t) {
-  return t.has_value() ? data<T>(*t) : nullptr;
-}
-
-inline void check_size(const char* op, const char* name, const Tensor& t, const Ints& wanted) {
-  STD_TORCH_CHECK(size_t(t.dim()) == wanted.size() && std::equal(wanted.begin(), wanted.end(), t.sizes().begin()), op,
-                  ": ", name, " must have shape ", to_string(wanted), ", got ", to_string(t.sizes()));
 }
 
 inline void check_kinds(const char* op, const Tensor& a, const Tensor& b, const Tensor& c) {

@@ -1,6 +1,7 @@
 // Which kernel instance computes a convolution or one of its gradients, and with what grid: host code, without CUDA.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -22,6 +23,11 @@ inline int narrow(const char* what, int64_t value) {
   if (value >= 0 && value < int64_t(1) << 31) return int(value);
   throw std::invalid_argument("conv2d: " + std::string(what) + " must be below 2^31 on CUDA, got " +
                               std::to_string(value));
+}
+
+// Whether vectors of so many bytes lie at both addresses, which views of larger tensors need not.
+inline bool aligned(const void* a, const void* b, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(a) % bytes == 0 && reinterpret_cast<uintptr_t>(b) % bytes == 0;
 }
 
 inline Axis axis_of(const ConvShape& s, bool transposed, int i) {
@@ -57,7 +63,7 @@ void choose_gather_tile(const GatherArguments<T>& a, Use use) {
   const auto dense = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
   // Six target channels at a time where that leaves fewer idle.
   const bool six = (a.targets + 5) / 6 * 6 < (a.targets + 7) / 8 * 8;
-  if (a.samples % 2 != 0) return use(GatherTile<1, 4, 8, 1, 1>{});
+  if (a.samples % 2 != 0 || !aligned(a.source, a.target, 2 * sizeof(T))) return use(GatherTile<1, 4, 8, 1, 1>{});
   if (dense(a.rows) && dense(a.columns))
     return six ? use(GatherTile<2, 2, 6, 2, 3>{}) : use(GatherTile<2, 2, 8, 2, 3>{});
   return six ? use(GatherTile<1, 4, 6, 2, 1>{}) : use(GatherTile<1, 4, 8, 2, 1>{});
@@ -94,7 +100,7 @@ unsigned gather_blocks(const ConvShape& shape, const GatherArguments<T>& a) {
 }
 
 template <class T, class Launch>
-void conv_gather(const ConvShape& shape, const GatherArguments<T>& a, Launch launch) {
+void conv_gather(const ConvShape& shape, const GatherArguments<T>& a, const Launch& launch) {
   choose_gather_tile(a, [&](auto tile) {
     using Tile = decltype(tile);
     const unsigned blocks = gather_blocks<T, Tile>(shape, a);
@@ -110,7 +116,7 @@ constexpr int64_t kLeastUnits = 8 * kThreads;  // of a part: else the reduction 
 template <class T, class Use>
 void choose_weight_grad_tile(const WeightGradArguments<T>& a, Use use) {
   const bool six = (a.out_channels + 5) / 6 * 6 < (a.out_channels + 7) / 8 * 8;
-  if (a.samples % 2 != 0) return use(WeightGradTile<8, 8, 1>{});
+  if (a.samples % 2 != 0 || !aligned(a.x, a.grad, 2 * sizeof(T))) return use(WeightGradTile<8, 8, 1>{});
   return six ? use(WeightGradTile<6, 8, 2>{}) : use(WeightGradTile<8, 8, 2>{});
 }
 
@@ -154,7 +160,7 @@ WeightGradArguments<T> weight_grad_arguments(const ConvShape& s, const T* x, con
 
 // Writes the weight gradient, [M, groups * C_out, C_in, kH, kW].
 template <class T, class Launch>
-void conv_weight_grad(const ConvShape& shape, const WeightGradArguments<T>& a, T* result, Launch launch) {
+void conv_weight_grad(const ConvShape& shape, const WeightGradArguments<T>& a, T* result, const Launch& launch) {
   const int64_t count = shape.branches * shape.weights();
   if (count == 0) return;
   choose_weight_grad_tile(a, [&](auto tile) {

@@ -256,7 +256,7 @@ def test_prelu_takes_what_torch_takes() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         with pytest.raises(TypeError, match=f"prelu: x must have weight's dtype torch.float32, got {dtype}"):
             functional.prelu(x.to(dtype), torch.rand(2, 1))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         for dtype in (torch.bfloat16, torch.float32):
             want = torch.stack([nn.functional.prelu(own.to(dtype), torch.ones(1)) for own in x])
             got = functional.prelu(x.to(dtype), torch.ones(2, 1))

@@ -12,6 +12,7 @@ from bsfast.ops.backend import native_why_not
 from tests.cases import CONV, FEW_CONV, NATIVE_CONV, TRIPLE, ConvCase, in_order
 from tests.tolerance import assert_close
 
+DEVICE = torch.get_default_device().type
 DTYPES = [torch.float64, torch.float32]
 
 
@@ -96,7 +97,7 @@ def test_conv2d_opcheck(case, which):
     torch.library.opcheck(op, tuple(tracked))
 
 
-@pytest.mark.skipif(native_why_not("cpu") is not None, reason="no own CPU kernels here")
+@pytest.mark.skipif(native_why_not(DEVICE) is not None, reason="no own kernels here")
 @pytest.mark.parametrize("case", NATIVE_CONV, ids=str)
 def test_conv2d_runs_on_own_kernels(case):
     for name in TRIPLE:
@@ -117,7 +118,7 @@ def test_conv2d_weight_grad_takes_two_orders(case, orders):
 @pytest.mark.parametrize("case", FEW_CONV, ids=str)
 def test_conv2d_autocast(case):
     x, weight = case.x(torch.float32).requires_grad_(), case.weight(torch.float32).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = conv2d(x, weight, **case.geometry)
         assert conv2d(x.double(), weight.double(), **case.geometry).dtype == torch.float64  # as stock autocast
     assert_close(y, case.loop(x.double(), weight.double()), case.sum_length, torch.bfloat16)
@@ -133,7 +134,7 @@ def test_conv2d_autocast_leaves_gradients_alone(case):
     # Only the convolution is on autocast's list; its derivatives run in the dtype they are given.
     x, weight, grad = case.x(torch.float32), case.weight(torch.float32), case.grad(torch.float32)
     expected = case.loop_grads(x.double(), weight.double(), grad.double())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         x_grad = conv2d_input_grad(grad.requires_grad_(), weight, case.x_shape, **case.geometry)
         (grad_grad,) = torch.autograd.grad(x_grad, grad, x)  # a convolution of x
         weight_grad = conv2d_weight_grad(x, grad, case.kernel, **case.geometry)

@@ -9,6 +9,7 @@ from bsfast.ops import conv2d, conv2d_input_grad, conv2d_weight_grad
 from tests.cases import FEW_CONV, ConvCase
 from tests.tolerance import assert_close
 
+DEVICE = torch.get_default_device().type
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
@@ -70,6 +71,6 @@ def test_conv2d_compiles_under_transforms(case):
 def test_conv2d_compiles_under_autocast():
     case = FEW_CONV[0]
     x, weight = case.x(torch.float32), case.weight(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = torch.compile(lambda x, w: conv2d(x, w, **case.geometry), fullgraph=True)(x, weight)
     assert_close(y, case.loop(x.double(), weight.double()), case.sum_length, torch.bfloat16)

@@ -7,6 +7,7 @@ from bsfast.ops import conv2d, conv2d_input_grad, conv2d_weight_grad
 
 X, WEIGHT = torch.zeros(2, 3, 4, 6, 5), torch.zeros(2, 8, 4, 3, 3)
 GRAD = torch.zeros(2, 3, 8, 4, 3)
+DEVICE = torch.get_default_device().type
 ARGUMENTS = {
     conv2d: {"x": X, "weight": WEIGHT},
     conv2d_input_grad: {"grad": GRAD, "weight": WEIGHT, "input_size": X.shape},
@@ -93,7 +94,7 @@ def test_conv2d_refuses_kinds(function):
 
 def test_conv2d_autocast_refuses_integers():
     with (
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast(DEVICE, torch.bfloat16),
         pytest.raises(TypeError, match=r"^conv2d: x must be a floating-point tensor, got torch\.int32$"),
     ):
         conv2d(X.int(), WEIGHT)

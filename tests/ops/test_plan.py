@@ -162,7 +162,7 @@ with plan.noting() as notes:
     for case in NATIVE_CONV:
         x, weight = case.x(), case.weight()
         torch.testing.assert_close(conv2d(x, weight, **case.geometry), case.loop(x, weight))
-print({*notes}, backend.BACKENDS[0], plan.memory_order(device="cpu", dtype=torch.float32).algorithm)
+print({*notes}, backend.backends()[0], plan.memory_order(device="cpu", dtype=torch.float32).algorithm)
 """
 
 

@@ -1,0 +1,11 @@
+"""A pytest plugin that gives the CPU the emulated CUDA kernels: ``BSFAST_NATIVE=0 pytest -p tests.device.as_cuda``."""
+
+import os
+
+import torch
+
+from bsfast.ops import backend
+
+torch.ops.load_library(os.environ["BSFAST_EMULATED_LIBRARY"])
+backend._KERNELS["cpu"] = backend._KERNELS["cuda"]
+backend._why_not["cpu"] = None

@@ -1,0 +1,138 @@
+"""Training and running M branches on a GPU: bsfast and all stock ways, eager and as CUDA graphs, next to a roofline."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks.contestants import COMPILED, CONTESTANTS, OWN, TILES, Contestant
+from tests.benchmarks.network_case import NetworkCase
+from tests.gpu.machine import Timer, attempt, graphed, name_of
+
+WAYS = tuple(name for name in CONTESTANTS if name != TILES)
+GRAPHED = (OWN, "loop", "loop, channels_last", "grouped")
+AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # outputs, as a part of the largest
+
+
+def measure(
+    case: NetworkCase, phase: str, dtype: torch.dtype, timer: Timer, peaks: dict[str, float], *, compiled: bool
+) -> dict[str, Any]:
+    """Time one phase of a network in all ways, and its largest memory.
+
+    Args:
+        case: The network.
+        phase: ``"forward"`` or ``"step"``.
+        dtype: float32, or bfloat16 by autocast.
+        timer: Of the device.
+        peaks: Limits of the device.
+        compiled: Whether the compiled loop takes part, which takes minutes.
+
+    Returns:
+        For each way its times and memory; the least time that memory and arithmetic of the convolutions allow.
+    """
+    names = [*WAYS, *([COMPILED] if compiled else [])]
+    results: dict[str, Any] = {}
+    outputs: dict[str, Tensor] = {}
+    for name in names:  # one after the other, for all of them need not fit the memory
+        with torch.device(timer.device):
+            contestant = Contestant(name, case)
+        contestant.ready("forward")
+        outputs[name] = in_dtype(contestant.forward, dtype, timer.device)().float()
+        contestant.ready(phase)
+        work = in_dtype(contestant.forward, dtype, timer.device) if phase == "forward" else training(contestant, dtype)
+
+        def timed(name: str = name, work: Callable[[], object] = work) -> dict[str, Any]:
+            before = reset_memory(timer.device)
+            return timer.run({name: work})[name] | memory(timer.device, before)
+
+        def timed_graph(name: str = name, work: Callable[[], object] = work) -> dict[str, Any]:
+            return timer.run({name: graphed(work, timer.device)})[name]
+
+        results[name] = timed() if name == OWN else attempt(timed)
+        if name in GRAPHED and timer.device == "cuda":
+            results[f"{name}, CUDA graph"] = attempt(timed_graph)
+        del contestant, work, timed, timed_graph
+    truth = outputs["loop"]
+    differences = {name: ((y - truth).abs().max() / truth.abs().max()).item() for name, y in outputs.items()}
+    if not differences[OWN] <= AGREE[dtype]:
+        raise ValueError(f"{case.name} must equal the loop to {AGREE[dtype]}, got {differences[OWN]:.1e}")
+    floor = floor_ms(case, phase, dtype, peaks)
+    ran = {name: values for name, values in results.items() if "error" not in values}
+    for values in ran.values():
+        values["share_of_floor"] = round(floor / values["median_ms"], 3)
+    best = min((values["median_ms"], name) for name, values in ran.items() if not name.startswith(OWN))
+    own = min((values["median_ms"], name) for name, values in ran.items() if name.startswith(OWN))
+    return {
+        "floor_ms": float(f"{floor:.4g}"),
+        "best_stock": best[1],
+        "times_faster_than_best_stock": round(best[0] / own[0], 3),
+        "differences": {name: float(f"{value:.1e}") for name, value in differences.items()},
+        "results": results,
+    }
+
+
+def in_dtype(work: Callable[[], Tensor], dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
+    """Run a work under autocast, unless in float32."""
+
+    def run() -> Tensor:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            return work()
+
+    return run
+
+
+def training(contestant: Contestant, dtype: torch.dtype) -> Callable[[], None]:
+    """Return a step of training whose backward is outside autocast, as torch's manual wants it."""
+    device = contestant.target.device.type
+    forward = in_dtype(lambda: contestant.loss(contestant.net(*contestant.inputs), contestant.target), dtype, device)
+
+    def step() -> None:
+        contestant.optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+        contestant.optimizer.step()
+
+    return step
+
+
+def reset_memory(device: str) -> int:
+    if device == "cpu":
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def memory(device: str, before: int) -> dict[str, int]:
+    """Largest memory of tensors, and how much of it came with the work, in MiB."""
+    if device == "cpu":
+        return {}
+    peak = torch.cuda.max_memory_allocated()
+    return {"peak_mib": round(peak / 2**20), "growth_mib": round((peak - before) / 2**20)}
+
+
+def floor_ms(case: NetworkCase, phase: str, dtype: torch.dtype, peaks: dict[str, float]) -> float:
+    """Least time of the convolutions alone: each reads its input once and writes its output once, or computes.
+
+    A training step adds both gradients of each, which move and compute as much, but for the first one's input.
+    """
+    inputs, _ = case.make_inputs()
+    branch = case.make_branch()
+    layers: list[tuple[float, float]] = []
+
+    def note(conv: nn.Module, given: Sequence[Tensor], y: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        shared = not layers  # the first layer's input is that of all branches
+        taps = conv.kernel_size[0] * conv.kernel_size[1] * conv.in_channels // conv.groups
+        moved = y.numel() * case.branches + given[0].numel() * (1 if shared else case.branches)
+        layers.append((2.0 * y.numel() * taps * case.branches, float(moved * dtype.itemsize)))
+
+    for module in branch.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.device("meta"):
+        branch.to("meta")(*[x.to("meta") for x in inputs])
+    rate, bandwidth = 1e12 * peaks[name_of(dtype)], 1e9 * peaks["copy_gb_s"]
+    times = [1e3 * max(operations / rate, moved / bandwidth) for operations, moved in layers]
+    return sum(times) if phase == "forward" else 3 * sum(times) - times[0]

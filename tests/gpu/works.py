@@ -1,0 +1,59 @@
+"""What is measured on a GPU, in order of weight."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from tests.benchmarks.network_case import PHASES, NetworkCase
+from tests.cases import TRIPLE
+from tests.gpu import convolutions, machine, networks
+from tests.gpu.record import Record
+
+CENTRE = NetworkCase()
+NARROW_FIRST = CENTRE._replace(widths=(6, 12, 24, 48))
+AROUND = [CENTRE._replace(branches=M) for M in (2, 64)] + [CENTRE._replace(samples=N) for N in (8, 512)]
+TINY = NetworkCase(branches=2, samples=4, widths=(2, 2, 2, 2))
+SECONDS = 1.0  # for the rounds of all ways of a convolution, or of one way of a network
+CONV_QUICK, CONV_TINY = 4, 1  # how many of the convolutions
+Work = Callable[[], dict[str, Any]]
+
+
+def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tuple[str, Work]]:
+    """Name everything to measure.
+
+    Args:
+        device: ``"cuda"`` or ``"cpu"``.
+        full: Everything, in several calls of under 9 minutes.
+        tiny: The smallest sizes, two rounds.
+        record: Where the first work, the limits of the device, is by the time the others run.
+
+    Yields:
+        The name of an entry of the record, and what measures it.
+    """
+    timer = machine.Timer(device, SECONDS, rounds=2 if tiny else None)
+
+    def limits() -> dict[str, Any]:
+        return {**machine.peaks(timer, 64 if tiny else 8192), "clocks": machine.clocks(device)}
+
+    def with_limits(measure: Callable[..., dict[str, Any]], *args: Any, **settings: Any) -> dict[str, Any]:
+        return measure(*args, timer, record.get("limits"), **settings) | {"clocks": machine.clocks(device)}
+
+    yield "limits", limits
+    cases = [TINY] if tiny else [CENTRE, NARROW_FIRST, *(AROUND if full else [])]
+    for case in cases:
+        for dtype in (torch.float32, torch.bfloat16):
+            for phase in reversed(PHASES):
+                name = f"{case.name} {phase} {machine.name_of(dtype)}"
+                yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
+    sizes = convolutions.cases(2, 4) if tiny else convolutions.cases(CENTRE.branches, CENTRE.samples)
+    for conv in sizes[: None if full else CONV_TINY if tiny else CONV_QUICK]:
+        for dtype in convolutions.DTYPES if full or tiny else convolutions.DTYPES[:2]:
+            for operator in TRIPLE:
+                name = f"{operator} {conv} {machine.name_of(dtype)}"
+                yield name, partial(with_limits, convolutions.measure, conv, operator, dtype)
+    if full and not tiny:  # compiling the loop takes minutes
+        for phase in PHASES:
+            name = f"{CENTRE.name} {phase} float32, torch.compile too"
+            yield name, partial(with_limits, networks.measure, CENTRE, phase, torch.float32, compiled=True)

@@ -1,0 +1,128 @@
+"""Why the CUDA kernels cannot be used: every reason, on a machine that only pretends to have a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bsfast
+from bsfast.ops import backend, cuda, plan
+
+CPU_LIBRARY = Path(bsfast.__file__).parent / "lib" / "libbsfast_cpu.so"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Pretend that torch has CUDA and sees devices of these capabilities."""
+
+    def devices(*capabilities: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda k: capabilities[k])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda k: f"Pretended {k}")
+
+    for name in (cuda.VARIABLE, "BSFAST_NATIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return devices
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_cuda_library_needs_a_torch_with_cuda(monkeypatch):
+    monkeypatch.delenv("BSFAST_NATIVE", raising=False)
+    assert cuda.load_cuda() == f"torch {torch.__version__} is built without CUDA"
+
+
+def test_cuda_library_needs_a_device(pretend):
+    pretend()
+    assert cuda.load_cuda() == "no CUDA device, or no driver for it, is visible to torch"
+
+
+def test_cuda_library_is_switched_off(pretend, monkeypatch):
+    pretend((9, 0))
+    monkeypatch.setenv("BSFAST_NATIVE", "0")
+    assert cuda.load_cuda() == "switched off by BSFAST_NATIVE=0"
+
+
+def test_cuda_library_is_missing(pretend, monkeypatch, tmp_path):
+    pretend((9, 0))
+    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "bsfast" / "ops" / "cuda.py"))
+    assert "not built" in cuda.load_cuda()
+    assert "with nvcc" in cuda.load_cuda()
+    monkeypatch.setenv(cuda.VARIABLE, "/nowhere.so")
+    assert cuda.load_cuda() == "BSFAST_CUDA_LIBRARY must name a file, got /nowhere.so"
+
+
+def test_cuda_library_cannot_be_loaded(pretend, monkeypatch, tmp_path):
+    pretend((9, 0))
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+    for path, reason in ((text, "text.so cannot be loaded: "), (CPU_LIBRARY, "bsfast_cuda_architectures")):
+        if path.exists():
+            monkeypatch.setenv(cuda.VARIABLE, str(path))
+            assert reason in cuda.load_cuda()
+
+
+@pytest.mark.parametrize(
+    ("devices", "refused"),
+    [
+        ([(8, 0)], None),
+        ([(8, 9)], None),  # a later device of a generation
+        ([(12, 0)], None),  # compiles the PTX of the last one
+        ([(7, 5)], "cuda:0 (Pretended 0) is sm_75"),
+        ([(9, 0), (7, 0)], "cuda:1 (Pretended 1) is sm_70"),
+    ],
+)
+def test_cuda_library_and_capabilities(pretend, monkeypatch, devices, refused):
+    pretend(*devices)
+    loaded = []
+    monkeypatch.setenv(cuda.VARIABLE, __file__)
+    monkeypatch.setattr(cuda, "architectures", lambda path: [(8, 0), (9, 0)])
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    why_not = cuda.load_cuda()
+    assert loaded == ([] if refused else [Path(__file__)])
+    if refused is None:
+        assert why_not is None
+    else:
+        assert why_not == (
+            f"{refused}, and the kernels were compiled for sm_80, sm_90; rebuild them there, or hide that device by "
+            "CUDA_VISIBLE_DEVICES"
+        )
+
+
+@pytest.fixture
+def usable(monkeypatch):
+    """Pretend that the CUDA kernels are loaded, as far as plans go."""
+    monkeypatch.setitem(backend._why_not, "cuda", None)
+
+
+def test_cuda_plans(usable):
+    problem = plan.Conv2d("cuda", torch.float32, True, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, (32, 32), (8, 8))
+    native = plan.Plan("native", "batch-last: samples and positions in the lanes of a warp", 0)
+    for choose in (plan.conv2d, plan.conv2d_input_grad, plan.conv2d_weight_grad):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert choose(problem._replace(dtype=dtype)) == native
+        stock = ("grouped", "torch.float64 has no own kernel", 0)
+        assert choose(problem._replace(dtype=torch.float64)) == stock
+        assert choose(problem._replace(batch_last=False)).algorithm == "grouped"
+    order = plan.memory_order(device="cuda", dtype=torch.float16)
+    assert order == ("batch_last", "the own kernels take samples innermost only", 0)
+    assert plan.memory_order(device="cuda", dtype=torch.float64).algorithm == "contiguous"
+
+
+def test_cuda_plans_of_what_has_no_kernel(usable):
+    reason = "no own cuda kernel does this"
+    settings = {"device": "cuda", "dtype": torch.float32}
+    assert plan.norm(**settings, memory="batch-last", has_kernel=True, piece="a channel") == ("aten", reason, 0)
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == ("unfold", reason, 0)
+    assert backend.kernel_why_not("norm_conv2d", "cuda", torch.float32) == reason
+    assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
+
+
+def test_import_does_not_start_cuda():
+    code = "import torch; torch.cuda.is_available = None; import bsfast; bsfast.fuse; print('imported')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "imported\n"
