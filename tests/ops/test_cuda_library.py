@@ -101,23 +101,23 @@ def usable(monkeypatch):
 
 def test_cuda_plans(usable):
     problem = plan.Conv2d("cuda", torch.float32, True, 64, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, (32, 32), (8, 8))
-    native = plan.Plan("native", "batch-last: samples and positions in the lanes of a warp", 0)
+    native = plan.Plan("native", "batch-last: samples and positions in the lanes of a warp")
     for choose in (plan.conv2d, plan.conv2d_input_grad, plan.conv2d_weight_grad):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             assert choose(problem._replace(dtype=dtype)) == native
-        stock = ("grouped", "torch.float64 has no own kernel", 0)
+        stock = plan.Plan("grouped", "torch.float64 has no own kernel")
         assert choose(problem._replace(dtype=torch.float64)) == stock
         assert choose(problem._replace(batch_last=False)).algorithm == "grouped"
     order = plan.memory_order(device="cuda", dtype=torch.float16)
-    assert order == ("batch_last", "the own kernels take samples innermost only", 0)
+    assert order == plan.Plan("batch_last", "the own kernels take samples innermost only")
     assert plan.memory_order(device="cuda", dtype=torch.float64).algorithm == "contiguous"
 
 
 def test_cuda_plans_of_what_has_no_kernel(usable):
     reason = "no own cuda kernel does this"
     settings = {"device": "cuda", "dtype": torch.float32}
-    assert plan.norm(**settings, memory="batch-last", has_kernel=True, piece="a channel") == ("aten", reason, 0)
-    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == ("unfold", reason, 0)
+    assert plan.norm(**settings, memory="batch-last", has_kernel=True, piece="a channel") == plan.Plan("aten", reason)
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == plan.Plan("unfold", reason)
     assert backend.kernel_why_not("norm_conv2d", "cuda", torch.float32) == reason
     assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
 
