@@ -143,8 +143,8 @@ class Branched(StackedModule):
             *inputs: What one branch takes, shared by all branches.
 
         Returns:
-            What multiplies, or None where nothing is won by it: outside evaluation mode, with random numbers, or where
-            no steps run as one kernel.
+            What multiplies, or None where it cannot or nothing is won by it: outside evaluation mode, with random or
+            complex numbers, or where no steps run as one kernel.
         """
         values, constants = self._arguments.bind(inputs, False, {}, self.num_branches)
         program = self._program(constants)

@@ -54,8 +54,8 @@ class CurvatureSweep:
 
     @property
     def gains(self) -> bool:
-        """Whether any step runs as one kernel, so that this is worth while."""
-        return any(link.folded is not None for link in self._sweep.links)
+        """Whether derivatives pass through all steps, and any runs as one kernel, so that this is worth while."""
+        return self._sweep.complete and any(link.folded is not None for link in self._sweep.links)
 
     @property
     def nbytes(self) -> int:

@@ -65,6 +65,8 @@ class Sweep:
         result: What the program returns.
         output: Place of the result, None if it does not depend on the parameters or is no tensor of each branch.
         shapes: By place, of all results of links.
+        complete: Whether derivatives pass through all that depends on the parameters: not through complex numbers, and
+            not through tensors that are not of each branch.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Sweep:
         self._wanted = {id(module) for module in wanted}
         self.shapes: dict[Place, torch.Size] = {}
         self._dependent: set[str] = set()
+        self.complete = True
         *steps, output = program.schedule(net)
         with torch.no_grad(), self.replaced(lambda own: own):  # buffers are copies
             for step in steps:
@@ -104,9 +107,12 @@ class Sweep:
             return
         reads = self._reads(step, modules)
         sources = tuple(place for ref in refs(step) for place in self._places(ref.name))
-        self.values[step.name] = run_step(step, self.net, self.values, self.inputs, self.net.num_branches)
+        value = run_step(step, self.net, self.values, self.inputs, self.net.num_branches)
+        # A parameter's memory may be taken for another use while its values are kept.
+        self.values[step.name] = PerBranch(value.tensor.clone()) if step.op == "get_attr" else value
         if reads or sources:
             self._dependent.add(step.name)
+            self.complete &= not any(_drops_derivatives(leaf) for leaf in pytree.tree_leaves(value))
             results = tuple(self._places(step.name))
             self.shapes |= {place: self.tensor(place).shape for place in results}
             self.links.append(Link(step, tuple(dict.fromkeys(sources)), results, folded, reads))
@@ -206,6 +212,12 @@ class Sweep:
         return replaced(self.net, lambda own: replace(own) if id(own) in parameters else own.detach().clone())
 
 
+def _drops_derivatives(leaf: Any) -> bool:
+    if isinstance(leaf, PerBranch):
+        return leaf.tensor.is_complex()
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
 class Gradients:
     """Gradients of values while a pass goes back; those of ReLUs are turned into those of what the ReLU takes."""
 
@@ -243,4 +255,4 @@ class Gradients:
         grad = self._sums.pop(place, None)
         if grad is None or place in self._done or place not in self._relus:
             return grad
-        return torch.where(self._relus[place] > 0, grad, 0)
+        return torch.where(self._relus[place] <= 0, 0, grad)

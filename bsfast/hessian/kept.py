@@ -10,17 +10,24 @@ from bsfast.hessian.data import Batch, Batches
 from bsfast.hessian.losses import Loss
 
 
+class _Net(NamedTuple):
+    """A net's state: copies of parameters and buffers; of each module its mode, its hooks and its settings."""
+
+    tensors: list[Tensor]
+    modules: list[tuple[Any, ...]]
+
+
 class _Entry(NamedTuple):
-    state: list[Tensor]  # copies of what the sweep depends on
-    modes: list[bool]
+    inputs: list[Tensor]  # copies, which the sweep reads
     sweep: Any
+    grad: Tensor  # of the loss in the sum of branches
 
 
 class Kept:
     """Sweeps (``Branched.curvature_sweep``) of the batches of a Hessian, by their place in the data.
 
-    Values are compared, not identities or version counters, which writes through ``.data`` do not change: comparing
-    takes a thousandth of a product.
+    The values of parameters, buffers and inputs are compared, not identities or version counters, which writes through
+    ``.data`` do not change; the loss is evaluated anew for every product.
 
     Args:
         net: A net; one without ``curvature_sweep``, as the reference, has none.
@@ -30,40 +37,56 @@ class Kept:
     """
 
     def __init__(self, net: nn.Module, tensors: Sequence[Tensor], loss: Loss, most_bytes: int) -> None:
-        self._net, self._tensors, self._loss, self._left = net, tensors, loss, most_bytes
+        self._net, self._tensors, self._loss, self._most = net, tensors, loss, most_bytes
         self._make = getattr(net, "curvature_sweep", None)
+        self._known: _Net | None = None
         self._entries: dict[int, _Entry] = {}
 
     def batches(self, batches: Batches) -> Iterator[tuple[Batch, Any]]:
         """Iterate over the data, with the sweep of each batch, or None."""
-        own = [*self._net.parameters(), *self._net.buffers()]
-        modes = [module.training for module in self._net.modules()]
+        if self._make is not None:
+            self._compare()
         for i, batch in enumerate(batches):
-            yield batch, None if self._make is None else self._sweep(i, batch, own, modes)
+            yield batch, None if self._make is None else self._sweep(i, batch)
 
-    def _sweep(self, i: int, batch: Batch, own: Sequence[Tensor], modes: list[bool]) -> Any:
-        # The weight is a part of the gradient that is kept, and depends on the number of all samples.
-        weight = torch.tensor(batch.weight, dtype=torch.float64)
-        targets = [batch.target] if isinstance(batch.target, Tensor) else []
-        state = [*own, *batch.inputs, *targets, weight]
-        entry = self._entries.get(i)
-        if entry is not None and entry.modes == modes and _equal(entry.state, state):
-            return entry.sweep
-        if entry is not None:
-            self._left += _nbytes(self._entries.pop(i))
-        assert self._make is not None  # noqa: S101 (for the type checker)
-        sweep = self._make(self._tensors, *batch.inputs)
-        if sweep is None:
-            return None
-        f = sweep.outputs.sum(0)
-        g = batch.weight * self._loss.gradient(f, batch.target)
-        sweep.set_gradient(g.expand_as(sweep.outputs).contiguous())
-        if targets and self._left > 0:
-            entry = _Entry([tensor.detach().clone() for tensor in state], modes, sweep)
-            if _nbytes(entry) <= self._left:
-                self._entries[i] = entry
-                self._left -= _nbytes(entry)
-        return sweep
+    def _compare(self) -> None:
+        """Forget everything if the net has changed."""
+        tensors = [own.detach() for own in (*self._net.parameters(), *self._net.buffers())]
+        modules = [
+            (
+                module.training,
+                *module._forward_hooks,
+                *module._forward_pre_hooks,
+                repr(getattr(module, "settings", None)),
+            )
+            for module in self._net.modules()
+        ]
+        known = self._known
+        if known is None or known.modules != modules or not _equal(known.tensors, tensors):
+            self._entries.clear()
+            self._known = _Net([own.clone() for own in tensors], modules)
+
+    def _sweep(self, i: int, batch: Batch) -> Any:
+        entry = self._entries.pop(i, None)
+        if entry is None or not _equal(entry.inputs, batch.inputs):
+            assert self._make is not None  # noqa: S101 (for the type checker)
+            inputs = [own.detach().clone() for own in batch.inputs]
+            sweep = self._make(self._tensors, *inputs)
+            if sweep is None:
+                return None
+            entry = _Entry(inputs, sweep, torch.empty(0))
+        outputs = entry.sweep.outputs
+        grad = batch.weight * self._loss.gradient(outputs.sum(0), batch.target)
+        if not _equal([entry.grad], [grad]):
+            entry.sweep.set_gradient(grad.expand_as(outputs).contiguous())
+            entry = entry._replace(grad=grad)
+        if self._nbytes() + _nbytes(entry) <= self._most:
+            self._entries[i] = entry
+        return entry.sweep
+
+    def _nbytes(self) -> int:
+        own = [] if self._known is None else self._known.tensors
+        return sum(tensor.nbytes for tensor in own) + sum(map(_nbytes, self._entries.values()))
 
 
 def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
@@ -75,4 +98,4 @@ def _equal(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 
 def _nbytes(entry: _Entry) -> int:
     size: int = entry.sweep.nbytes
-    return size + sum(tensor.nbytes for tensor in entry.state)
+    return size + sum(tensor.nbytes for tensor in (*entry.inputs, entry.grad))

@@ -23,7 +23,8 @@ class HessianOperator(LinearOperator):
 
     Products accept, and return in the same form: flat vectors ``(D,)`` and matrices ``(D, K)``, branch-major;
     per-branch ones ``(M, P)`` and ``(M, P, K)``; dictionaries from names to ``(M, *shape)`` or ``(M, *shape, K)``. One
-    product costs one dual forward and one dual backward pass of the whole net, whatever the coupling.
+    product costs one dual forward and one dual backward pass of the whole net, whatever the coupling, or less: where
+    convolutions run as one kernel with what follows them, values and gradients are kept between products.
 
     Buffers, gradients, modes and the global random state are as before after every call.
 
@@ -79,6 +80,8 @@ class HessianOperator(LinearOperator):
             raise ValueError(f"HessianOperator: coupling must be one of {COUPLINGS}, got {coupling!r}")
         if kind not in KINDS:
             raise ValueError(f"HessianOperator: kind must be one of {KINDS}, got {kind!r}")
+        if not isinstance(max_kept_bytes, int) or max_kept_bytes < 0:
+            raise ValueError(f"HessianOperator: max_kept_bytes must be an int of at least 0, got {max_kept_bytes!r}")
         self.net, self.loss = net, as_loss(loss)
         self.parameters = BranchParameters(net, params)
         self.batches = Batches(
@@ -146,6 +149,7 @@ class HessianOperator(LinearOperator):
 
     def columns(self, vectors: Tensor) -> Tensor:
         """Multiply by ``(D, K)``."""
+        self.parameters.check_present(self.net)
         total = torch.zeros_like(vectors)
         for batch, sweep in self._kept.batches(self.batches):
             for j in range(vectors.shape[1]):

@@ -70,6 +70,28 @@ class BranchParameters:
             ]
         self.sizes = [sum(torch.Size(shape).numel() for shape in shapes) for shapes in self.shapes]
 
+    def check_present(self, net: nn.Module) -> None:
+        """Check that the tensors are still the net's, and of the same kind.
+
+        Args:
+            net: The net.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        present = {id(tensor) for tensor in net.parameters()}
+        if any(id(tensor) not in present for tensor in self.tensors):
+            raise ValueError(
+                "hessian: the net must keep the parameters that were chosen, got a net with others in their place, as "
+                "load_state_dict(assign=True) puts them there; choose them anew"
+            )
+        kinds = {(tensor.dtype, tensor.device) for tensor in self.tensors}
+        if kinds != {(self.dtype, self.device)}:
+            raise ValueError(
+                f"hessian: the net must stay in {self.dtype} on {self.device}, got {sorted(map(str, kinds))}; choose "
+                "the parameters anew"
+            )
+
     @property
     def total(self) -> int:
         """D, the sum of all P_k."""

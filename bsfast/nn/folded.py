@@ -49,8 +49,9 @@ class Folded:
         self._geometry = geometry_of(conv)
         self.scale: Tensor | None = None
         with torch.no_grad():
+            # Copies: a parameter's memory may be taken for another use while this is kept.
             weight, bias = fold(conv, norm)
-            self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+            self.weight, self.bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
             if norm is not None and norm.running_mean is not None and norm.running_var is not None:
                 self.scale = norm.coefficients()[0]
                 own: Any = norm.settings
@@ -69,7 +70,7 @@ class Folded:
         residual: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
-        """Derivative of the value, zero where the mask is not positive.
+        """Derivative of the value, zero where the mask is at most 0.
 
         Args:
             x: The input and its tangent.
@@ -97,7 +98,7 @@ class Folded:
             grad: Of the convolution's result.
             x: The input; only its shape and memory order matter.
             residual: What is added, or None.
-            mask: Where it is not positive, zero is stored; or None.
+            mask: Where it is at most 0, zero is stored; or None.
             weight: Other weights than W, such as their tangent.
 
         Returns:

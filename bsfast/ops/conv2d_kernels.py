@@ -33,7 +33,7 @@ def native_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any], **around: 
 
 def conv2d_fake(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Allocate the result of conv2d and note its plan, for reports."""
-    if plan.is_noting():
+    if plan.is_noting() and not any(isinstance(size, torch.SymInt) for size in x.shape):
         plan.conv2d(problem(x, x.shape, weight.shape, *geometry))
     return _empty(output_shape(x.shape, weight.shape, *geometry[:3]), x)
 
@@ -55,7 +55,7 @@ def input_grad(
         input_size: The input's shape.
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: What is added, or None.
-        mask: Where it is not positive, the result is zero; or None.
+        mask: Where it is at most 0, the result is zero; or None.
         like: In which memory order the gradient will be; in that of ``grad`` by default, which for one pixel of one
             channel could be either.
 
@@ -74,7 +74,7 @@ def input_grad(
         return out
     x_grad = conv2d_stock.conv2d_input_grad(grad, weight, tuple(input_size), *geometry, algorithm=chosen.algorithm)
     x_grad = x_grad if residual is None else x_grad + residual
-    return _ordered(x_grad if mask is None else torch.where(mask > 0, x_grad, 0), like)
+    return _ordered(x_grad if mask is None else torch.where(mask <= 0, 0, x_grad), like)
 
 
 def input_grad_fake(grad: Tensor, weight: Tensor, input_size: Sequence[int], *geometry: Any) -> Tensor:  # noqa: ARG001

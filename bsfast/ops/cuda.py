@@ -32,13 +32,13 @@ def load_cuda() -> str | None:
         compiled = architectures(path)
         if (why_not := _why_not_devices(compiled)) is None:
             torch.ops.load_library(path)
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, ValueError) as error:
         return f"{path.name} cannot be loaded: {error}"
     return why_not
 
 
 def architectures(path: Path) -> list[tuple[int, int]]:
-    """Read from a library for which compute capabilities it was compiled, in rising order.
+    """Read from a library for which compute capabilities it was compiled, rising; this registers its operators.
 
     Args:
         path: Of the library.

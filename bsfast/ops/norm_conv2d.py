@@ -133,7 +133,7 @@ def folded_conv2d(
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: Shape of the result, or None.
         relu: Whether the activation is a ReLU, or there is none.
-        mask: Shape of the result, or None; where it is not positive, zero is stored.
+        mask: Shape of the result, or None; where it is at most 0, zero is stored.
 
     Returns:
         Shape ``(M, N, C_out, H_out, W_out)``.
@@ -142,7 +142,8 @@ def folded_conv2d(
     after: dict[str, Any] = {
         name: None if other is None else conv2d_kernels.in_order_of(other, x) for name, other in beside.items()
     }
-    after |= {"out_scale": scale, "bias": None if bias is None else bias.contiguous(), "relu": relu}
+    coefficients = {"out_scale": scale, "bias": bias}
+    after |= {name: None if t is None else t.contiguous() for name, t in coefficients.items()} | {"relu": relu}
     return conv2d_kernels.native_conv2d(x, weight, geometry, winograd=_plan_conv2d(x, weight, geometry).tile, **after)
 
 
@@ -162,7 +163,7 @@ def folded_input_grad(
         x: Shape ``(M, N, C_in, H, W)``; only its shape and memory order matter.
         geometry: Stride, padding, dilation, each a pair, and groups.
         residual: Shape of x, or None.
-        mask: Shape of x, or None; where it is not positive, zero is stored.
+        mask: Shape of x, or None; where it is at most 0, zero is stored.
 
     Returns:
         Shape of x; records no gradients.

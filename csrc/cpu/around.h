@@ -19,7 +19,7 @@ struct Moments {
   double count, mean, square;  // square: sum of squared deviations from the mean
 };
 
-// Stores act(scale y + bias + residual) instead of y, zeros where the mask is not positive, and describes what it
+// Stores act(scale y + bias + residual) instead of y, zeros where the mask is at most 0, and describes what it
 // stored.
 template <class T>
 struct Epilogue {

@@ -205,6 +205,7 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
   check_prologue(op, s, x.scalar_type(), scale, shift);
   STD_TORCH_CHECK(!patches || s.dilation[1] == 1, op, ": patches need a dilation of 1 along the width, got ",
                   s.dilation[1]);
+  STD_TORCH_CHECK(!patches || winograd == 0, op, ": patches and winograd exclude each other");
   if (out.numel() == 0) return;
   choose_order(op, s, x, "x", grad, "grad");
   check_tile(op, s, winograd);

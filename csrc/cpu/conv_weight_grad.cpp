@@ -179,6 +179,10 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
       const T* in = x + (x_index * s.groups + group) * x_image;
       const T* g = grad + ((branch * s.repeats + repeat) * s.groups + group) * s.out_channels * grad_plane +
                    h * columns.target * s.samples + first;
+      next.x.want(in, (h + 1 + rows.high) * rows.phases, rows.phases, first);
+      next.grad.want(g - h * columns.target * s.samples - first, h + 1, 1, first);
+      next.x_lines = next.x.lines_a_turn(tiles_of_row);
+      next.grad_lines = next.grad.lines_a_turn(tiles_of_row);
       int64_t channel = grad_plane;
       if (!work.dense()) {
         const int64_t here = s.samples - first < layout.chunk ? s.samples - first : layout.chunk;
@@ -191,11 +195,6 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
         g = staged_grad;
         channel = work.length();
       }
-      next.x.want(in, (h + 1 + rows.high) * rows.phases, rows.phases, first);
-      next.grad.want(g - h * columns.target * s.samples - first, h + 1, 1, first);
-      next.x_lines = next.x.lines_a_turn(tiles_of_row);
-      next.grad_lines = next.grad.lines_a_turn(tiles_of_row);
-      int64_t used = 0;
       for (int64_t k = 0; k < s.kernel[0]; ++k) {
         const Tap& tap = rows.taps[k];
         const int64_t index = (h + tap.shift) * rows.phases + tap.phase;
@@ -207,8 +206,7 @@ void run(const WeightGradPlan& plan, const T* x, const Prologue<T>& before, cons
             lines[c * s.taps() + k * s.kernel[1] + j] =
                 row == nullptr ? zeros : row + layout.offset(c, columns.taps[j], columns.low);
       }
-      used = work.taps;
-      for (; used < work.tap_tiles * kTaps; ++used) lines[used] = zeros;
+      for (int64_t used = work.taps; used < work.tap_tiles * kTaps; ++used) lines[used] = zeros;
       for (int64_t at = 0; at < work.length(); at += kBlock * L) {
         const int64_t count = work.length() - at < kBlock * L ? work.length() - at : kBlock * L;
         int64_t o = 0;

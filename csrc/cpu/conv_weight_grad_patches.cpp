@@ -11,13 +11,14 @@ namespace {
 constexpr int kVectors = 3;                          // of a tile
 constexpr int kChannels = kAccumulators / kVectors;  // of the output, of a tile
 constexpr int64_t kBandBytes = 24 * 1024;            // of transposed rows at a time: tiles read them from 1st level
+constexpr int64_t kLongestSum = 4096;                // of products one after another, whose rounding errors add up
 constexpr int64_t kLeastUnits = 16;                  // enough to share evenly among some workers
 
 template <class T>
 struct Work {
   const WeightGradPlan& plan;
   int64_t patch, vectors;  // elements and vectors of a patch
-  int64_t first, row;      // of a transposed row: its first column, and its elements
+  int64_t row;             // elements of a transposed row
   int64_t band;            // output rows taken at a time
   int64_t lines, parts;    // output rows of a branch, and in how many parts they are added up
 
@@ -25,12 +26,12 @@ struct Work {
     const ConvShape& s = plan.shape;
     patch = s.kernel[1] * s.in_channels;
     vectors = ceil_div(patch, Lanes<T>::count);
-    first = -s.padding[1];
     row = ((plan.columns.target - 1) * s.stride[1] + s.kernel[1]) * s.in_channels;
     const int64_t fit = kBandBytes / (row * s.stride[0] * int64_t(sizeof(T)) + 1);
     band = fit < 1 ? 1 : fit < plan.rows.target ? fit : plan.rows.target;
-    lines = s.repeats * s.samples * plan.rows.target;
-    const int64_t whole = s.branches * s.groups, wanted = whole < kLeastUnits ? ceil_div(kLeastUnits, whole) : 1;
+    lines = plan.columns.target > 0 ? s.repeats * s.samples * plan.rows.target : 0;
+    const int64_t whole = s.branches * s.groups, least = whole < kLeastUnits ? ceil_div(kLeastUnits, whole) : 1;
+    const int64_t exact = ceil_div(lines * plan.columns.target, kLongestSum), wanted = least < exact ? exact : least;
     parts = wanted < lines ? wanted : lines;
   }
 
@@ -97,8 +98,10 @@ void tiles(const Work<T>& work, const Band<T>& band, int64_t tap_row, int64_t& o
     T* to = sums + o * stride;
     int64_t v = 0;
     for (; v + 3 <= work.vectors; v += 3) tile<T, Channels, 3>(band, tap_row, v * L, grad, stride, to + v * L);
-    for (; v + 2 <= work.vectors; v += 2) tile<T, Channels, 2>(band, tap_row, v * L, grad, stride, to + v * L);
-    for (; v < work.vectors; ++v) tile<T, Channels, 1>(band, tap_row, v * L, grad, stride, to + v * L);
+    if (work.vectors - v == 2)
+      tile<T, Channels, 2>(band, tap_row, v * L, grad, stride, to + v * L);
+    else if (work.vectors - v == 1)
+      tile<T, Channels, 1>(band, tap_row, v * L, grad, stride, to + v * L);
   }
 }
 
@@ -107,7 +110,7 @@ template <class T>
 void transpose(const Work<T>& work, const T* in, const Prologue<T>& before, int64_t channel, T* out) {
   const ConvShape& s = work.plan.shape;
   const int64_t plane = s.size[0] * s.size[1] * s.samples, positions = work.row / s.in_channels;
-  const int64_t begin = -work.first, end = begin + s.size[1] < positions ? begin + s.size[1] : positions;
+  const int64_t begin = s.padding[1], end = begin + s.size[1] < positions ? begin + s.size[1] : positions;
   std::memset(out, 0, size_t(work.row) * sizeof(T));
   for (int64_t c = 0; c < s.in_channels; ++c) {
     const T scale = before.scale ? before.scale[channel + c] : T(1);

@@ -129,13 +129,13 @@ struct SourceRows {
     }
   }
 
-  // Positions of a phase before the one whose column is `columns` after that of position 0.
+  // Positions of a phase before the one whose column is `columns_before` after that of position 0.
   int64_t inside(int64_t columns_before) const {
     const int64_t before = columns_before <= 0 ? 0 : ceil_div(columns_before, columns.phases);
     return before < layout.positions ? before : layout.positions;
   }
 
-  // Copies all samples of every other column of a phase, through the prologue.
+  // Copies all samples of the columns of one phase, through the prologue.
   void copy_few(const T* from, int64_t channel, int64_t count, T* to) const {
     const int64_t step = columns.phases * samples;
     const T scale = before.scale ? before.scale[channel] : T(1), shift = before.scale ? before.shift[channel] : T(0);

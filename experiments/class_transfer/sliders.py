@@ -92,7 +92,7 @@ def sliders_data(x: Tensor, labels: Tensor, transfers: list[Decomposition]) -> d
 
 def _reduced(signal: Tensor) -> Tensor:
     """Average blocks of images ``(..., H, W)`` that are too large; sums of parts stay sums."""
-    factor = max(1, signal.shape[-1] // _LARGEST_SIDE)
+    factor = -(-signal.shape[-1] // _LARGEST_SIDE)
     return nn.functional.avg_pool2d(signal.flatten(0, -4), factor).unflatten(0, signal.shape[:-3])
 
 

@@ -10,7 +10,7 @@ HELP = "interactive page of a class transfer: one slider per branch"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of class-transfer that has a checkpoint")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run of class-transfer")
     parser.add_argument("--data", type=Path, metavar="PATH", help="where the run's folder or archive of images is now")
 
 
@@ -39,4 +39,6 @@ def act(parsed: argparse.Namespace, _command: str) -> Path:
             f"sliders: the data must have the run's classes {', '.join(classes)}, got {', '.join(dataset.classes)}"
         )
     record = Run.load(parsed.run)
+    if "steps" not in record.metrics:
+        raise ValueError(f"sliders: {parsed.run} must be a run that has ended; go on with class-transfer --resume")
     return write_sliders(record.folder / SLIDERS, decomposer, dataset, made_by(setup, dataset, record.metrics["steps"]))
