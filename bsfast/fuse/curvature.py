@@ -12,18 +12,11 @@ import torch.autograd.forward_ad as forward
 from torch import Tensor
 
 from bsfast.fuse.program import Program
-from bsfast.fuse.sweep import Gradients, Link, Place, Sweep
+from bsfast.fuse.sweep import Gradients, Link, Local, Place, Sweep
 from bsfast.fuse.values import expand
 from bsfast.nn.stacked import StackedModule
 
 Tangents = dict[Place, Tensor]
-
-
-class _Local(NamedTuple):
-    """What autograd recorded of one link that is not folded, in dual numbers."""
-
-    sources: dict[Place, Tensor]
-    results: list[Tensor]
 
 
 class _Fixed(NamedTuple):
@@ -87,14 +80,7 @@ class CurvatureSweep:
     def _pass_value(self, link: Link, own: Sequence[Tensor | None], grads: Gradients) -> None:
         if not link.sources or all(grad is None for grad in own):
             return
-        sources: dict[Place, Tensor] = {}
-
-        def leaf(place: Place, value: Tensor) -> Tensor:
-            sources[place] = value.detach().requires_grad_()
-            return sources[place]
-
-        with torch.enable_grad(), self._sweep.replaced(lambda own: own.detach()):
-            results = self._sweep.again(link, leaf)
+        sources, results = self._sweep.recorded(link)
         pairs = [(y, g) for y, g in zip(results, own, strict=True) if g is not None and y.requires_grad]
         if pairs:
             outputs, seeds = zip(*pairs, strict=True)
@@ -147,7 +133,7 @@ class CurvatureSweep:
                 mask = self._sweep.mask(link)
                 run.tangents[link.results[0]] = link.folded.tangent((x, moved), weight, bias, other, mask)
 
-    def _record(self, link: Link, tangents: Tangents) -> _Local:
+    def _record(self, link: Link, tangents: Tangents) -> Local:
         sources: dict[Place, Tensor] = {}
 
         def leaf(place: Place, value: Tensor) -> Tensor:
@@ -155,7 +141,7 @@ class CurvatureSweep:
             tangent = tangents.get(place)
             return sources[place] if tangent is None else forward.make_dual(sources[place], tangent)
 
-        return _Local(sources, self._sweep.again(link, leaf))
+        return Local(sources, self._sweep.again(link, leaf))
 
     def _pull(self, run: "_Run", first: Tensor, *, curved: bool) -> None:
         grads = self._sweep.gradients()
@@ -187,7 +173,7 @@ class CurvatureSweep:
             run.add(parameter, tangent)
 
     def _pull_local(
-        self, run: "_Run", local: _Local, fixed: _Fixed, own: Sequence[Tensor | None], grads: Gradients
+        self, run: "_Run", local: Local, fixed: _Fixed, own: Sequence[Tensor | None], grads: Gradients
     ) -> None:
         three = zip(local.results, fixed.results, own, strict=True)
         used = [(y, g, t) for y, g, t in three if y.requires_grad and (g is not None or t is not None)]
@@ -220,7 +206,7 @@ class _Run:
         self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         self.tangents: Tangents = {}
         self.folded: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-        self.recorded: dict[str, _Local] = {}
+        self.recorded: dict[str, Local] = {}
         self.total = {id(tensor): torch.zeros_like(tensor) for tensor in tensors}
         self._vectors = {id(own): vector.contiguous() for own, vector in zip(tensors, vectors, strict=True)}
         self._ids = [id(tensor) for tensor in tensors]

@@ -1,23 +1,16 @@
 """Gradients of a fused network's parameters for every sample, from one forward pass that keeps layers' inputs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsfast.fuse.program import Program, layer_at
-from bsfast.fuse.sweep import Link, Place, Sweep
+from bsfast.fuse.sweep import Local, Sweep
 from bsfast.fuse.values import PerBranch, expand
 from bsfast.nn.per_sample import per_sample_grads
 from bsfast.nn.stacked import StackedModule
-
-
-class _Local(NamedTuple):
-    """What autograd recorded of one link."""
-
-    sources: dict[Place, Tensor]
-    results: list[Tensor]
 
 
 class LayerJacobian:
@@ -54,20 +47,11 @@ class LayerJacobian:
                 value = self._sweep.values[link.step.args[0].name]
                 self._shared[path] = not isinstance(value, PerBranch)
                 self.inputs[path] = value.tensor if isinstance(value, PerBranch) else value
-        self._recorded = {link.step.name: self._record(link) for link in self._sweep.links if link.folded is None}
-
-    def _record(self, link: Link) -> _Local:
-        """Run a link on its own, so that autograd records it."""
-        sources: dict[Place, Tensor] = {}
-
-        def leaf(place: Place, value: Tensor) -> Tensor:
-            sources[place] = value.detach().requires_grad_()
-            return sources[place]
-
-        if not link.sources:  # nothing before it has a gradient
-            return _Local(sources, [])
-        with torch.enable_grad(), self._sweep.replaced(lambda own: own.detach()):
-            return _Local(sources, self._sweep.again(link, leaf))
+        self._recorded = {
+            link.step.name: self._sweep.recorded(link) if link.sources else Local({}, [])
+            for link in self._sweep.links
+            if link.folded is None
+        }
 
     def output_grads(self, cotangent: Tensor) -> dict[str, Tensor]:
         """Pull a cotangent back to the layers' outputs.
@@ -106,7 +90,7 @@ class LayerJacobian:
                     grads.add_input_grad(link, (own[0], None))
         return found
 
-    def _pass(self, local: _Local, own: Sequence[Tensor | None], grads: Any) -> None:
+    def _pass(self, local: Local, own: Sequence[Tensor | None], grads: Any) -> None:
         pairs = [(result, grad) for result, grad in zip(local.results, own, strict=False)
                  if grad is not None and result.requires_grad]  # fmt: skip
         if not pairs or not local.sources:

@@ -25,6 +25,13 @@ from bsfast.nn.stacked import StackedModule, replaced
 Place = tuple[str, int]  # a step, and which tensor of its value
 
 
+class Local(NamedTuple):
+    """What autograd recorded of one link that is not folded."""
+
+    sources: dict[Place, Tensor]
+    results: list[Tensor]
+
+
 class Link(NamedTuple):
     """One step through which derivatives pass.
 
@@ -192,6 +199,17 @@ class Sweep:
             own[name] = pytree.tree_unflatten(leaves, spec)
         value = pytree.tree_leaves(run_step(link.step, self.net, own, self.inputs, self.net.num_branches))
         return [value[i].tensor for _, i in link.results]
+
+    def recorded(self, link: Link) -> Local:
+        """Run a link that is not folded once more at fixed parameters, so that autograd records it."""
+        sources: dict[Place, Tensor] = {}
+
+        def leaf(place: Place, value: Tensor) -> Tensor:
+            sources[place] = value.detach().requires_grad_()
+            return sources[place]
+
+        with torch.enable_grad(), self.replaced(lambda own: own.detach()):
+            return Local(sources, self.again(link, leaf))
 
     def gradients(self) -> "Gradients":
         """An empty collection for one pass back."""

@@ -41,7 +41,7 @@ class Krylov:
     Args:
         batched: The matrices.
         start: First vectors, ``(B, P)``.
-        max_steps: Most vectors a branch; the memory is ``B P`` for each that is taken, twice if images are kept.
+        max_steps: Most vectors a branch; ``B P`` of memory each, taken at once; twice that if images are kept.
         generator: For fresh vectors after a breakdown.
         restart: Whether to go on with a fresh vector after a breakdown; else the branch stops.
         keep_images: Whether to keep the products.

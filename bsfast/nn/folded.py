@@ -16,13 +16,12 @@ from bsfast.nn.layers import BatchNorm, Conv2d
 Given = Callable[[Tensor], Tensor | None]  # from a parameter to its tangent, None if it is constant
 
 
-def fold(conv: Conv2d, norm: BatchNorm | None) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias of the convolution that does the work of a normalisation with running statistics, too."""
+def scale_and_bias(conv: Conv2d, norm: BatchNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    """What a convolution without bias is multiplied by, and what is added, to be both layers; None for 1 and 0."""
     if norm is None:
-        return conv.weight, conv.bias
+        return None, conv.bias
     scale, shift = norm.coefficients()
-    bias = shift if conv.bias is None else shift + conv.bias * scale
-    return conv.weight * _by_channel(scale), bias
+    return scale, shift if conv.bias is None else shift + conv.bias * scale
 
 
 def geometry_of(conv: Conv2d) -> tuple[Any, ...]:
@@ -47,13 +46,13 @@ class Folded:
     def __init__(self, conv: Conv2d, norm: BatchNorm | None) -> None:
         self._conv, self._norm = (conv.weight, conv.bias), None if norm is None else (norm.weight, norm.bias)
         self._geometry = geometry_of(conv)
-        self.scale: Tensor | None = None
         with torch.no_grad():
+            self.scale, bias = scale_and_bias(conv, norm)
             # Copies: a parameter's memory may be taken for another use while this is kept.
-            weight, bias = fold(conv, norm)
-            self.weight, self.bias = weight.detach().clone(), None if bias is None else bias.detach().clone()
+            self.bias = None if bias is None else bias.detach().clone()
+            weight = conv.weight.detach()
+            self.weight = weight.clone() if self.scale is None else weight * _by_channel(self.scale)
             if norm is not None and norm.running_mean is not None and norm.running_var is not None:
-                self.scale = norm.coefficients()[0]
                 own: Any = norm.settings
                 self._inverse = (norm.running_var + own.eps).rsqrt()
                 self._offset = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean

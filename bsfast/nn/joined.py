@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bsfast import ops
-from bsfast.nn.folded import geometry_of
+from bsfast.nn.folded import geometry_of, scale_and_bias
 from bsfast.nn.layers import BatchNorm, Conv2d
 
 Moments = tuple[Tensor, Tensor]
@@ -83,10 +83,7 @@ def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tenso
     Returns:
         Shape ``(M, N, C_out, H_out, W_out)``.
     """
-    scale, bias = None, conv.bias
-    if norm is not None:
-        scale, shift = norm.coefficients()
-        bias = shift if bias is None else shift + bias * scale
+    scale, bias = scale_and_bias(conv, norm)
     return ops.folded_conv2d(x, conv.weight, bias, geometry_of(conv), residual, scale=scale, relu=relu)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bsfast import ops
 from bsfast.ops.conv2d_kernels import input_grad
 from tests.cases import ConvCase, in_order
 from tests.ops.test_conv_kernels import (
@@ -132,6 +133,14 @@ def test_input_grad_passes_where_the_mask_is_not_a_number():
         settings = ((1, 1), (0, 0), (1, 1), 1)
         masked = input_grad(own, weight, grad.shape, *settings, mask=in_order(mask.expand(grad.shape).clone(), order))
         assert torch.equal(masked[0, 0, 0], torch.tensor([1.0, 0.0, 0.0]).expand(3, 3))
+
+
+def test_folded_conv2d_takes_coefficients_in_any_order_in_memory():
+    case = ConvCase(2, 3, 2, 4, (5, 4), padding=(1, 1), order="batch_last")
+    x, weight, truth = case.problem("conv2d", torch.float64)
+    scale, bias = (torch.randn(4, 2, dtype=torch.float64).t() for _ in range(2))
+    y = ops.folded_conv2d(x, weight, bias, tuple(case.geometry.values()), None, scale=scale)
+    assert_close(y, wide(scale) * truth + wide(bias), case.sum_length)
 
 
 def test_conv_kernels_refuse_patches():
