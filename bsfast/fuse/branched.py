@@ -151,8 +151,10 @@ class Branched(StackedModule):
         self._check_modes(program)
         if any(module.training for module in self.modules()) or any(step.is_random for step in program.steps):
             return None
-        sweep = CurvatureSweep(self, program, tensors, values) if program.steps else None
-        return sweep if sweep is not None and sweep.gains else None
+        if not program.steps or not any(step.op == "chain" and step.target.conv for step in program.schedule(self)):
+            return None
+        sweep = CurvatureSweep(self, program, tensors, values)
+        return sweep if sweep.gains else None
 
     def _run(self, inputs: tuple[Any, ...], per_branch: bool | Sequence[bool], named: dict[str, Any]) -> Any:
         values, constants = self._arguments.bind(inputs, per_branch, named, self.num_branches)

@@ -286,3 +286,9 @@ def test_an_unused_convolution_is_no_chain():
     net, branches = truth.make(lambda: Halves().eval(), 2)
     x, _ = truth.batch()
     torch.testing.assert_close(net.branch_outputs(x), torch.stack([branch(x) for branch in branches]))
+
+
+def test_networks_without_joined_steps_run_no_sweep(monkeypatch):
+    net, _ = truth.make(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval(), 2)
+    monkeypatch.setattr("bsfast.fuse.branched.CurvatureSweep", None)
+    assert net.curvature_sweep(list(net.parameters()), torch.randn(5, 3, dtype=torch.float64)) is None
