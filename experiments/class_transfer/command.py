@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accumulation", type=arguments.count, metavar="N", help="parts that a batch is computed in, for memory (1)")
     add("--lr", type=arguments.positive, help="learning rate of Adam (cpu: 5e-4, else 1e-4)")
     add("--weight-decay", type=arguments.not_negative, help="L2 factor (1e-4)")
-    add("--r1", type=arguments.not_negative, help="factor of the gradient penalty (1)")
+    add("--r1", type=arguments.not_negative, help="factor of the gradient penalty (1 at 256 pixels, by area)")
     add("--train-images", type=arguments.count, metavar="N", help="training images")
     add("--test-images", type=arguments.count, metavar="N", help="test images")
     add("--classifier-steps", type=arguments.count, help="training of the classifier that judges f (600)")
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of synthetic data, compared with their layers (96)",
     )
+    add("--photographs", metavar="DATA", help="cats segmented as pictures: a folder or archive of class folders")
     add("--time-limit", type=arguments.positive, metavar="SECONDS", help="limit of the training time")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the networks; fp16 scales the losses")
     add(
@@ -78,6 +79,8 @@ def act(parsed: argparse.Namespace, command: str) -> Path:
     given = arguments.given(parsed)
     if "data" in given:
         given["data"] = _SETS.get(given["data"]) or str(Path(given["data"]).resolve())
+    if "photographs" in given:
+        given["photographs"] = str(Path(given["photographs"]).resolve())
     if "resume" in given:
         record = resumable.resume("class-transfer", given)
         if "data" in given:

@@ -6,15 +6,31 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from experiments.class_transfer.setup import Setup
 from experiments.common.data import DATA_VARIABLE, ImageSet, find_dataset, load_dataset, random_subset
 from experiments.common.synthetic.sets import SETS, synthetic_set
 
 CIFAR = "CIFAR-10"
-_CIFAR_CLASSES = ("cat", "dog", "horse")
+CAT = "cat"
+_CIFAR_CLASSES = (CAT, "dog", "horse")
+_MOST_PHOTOGRAPHS = 8
+
+
+class Photographs(NamedTuple):
+    """Pictures of cats.
+
+    Attributes:
+        images: Pixels, uint8, shape ``(N, 3, H, W)``.
+        note: What they are, for figure notes.
+    """
+
+    images: Tensor
+    note: str
 
 
 def load(setup: Setup) -> ImageSet:
@@ -44,6 +60,26 @@ def load(setup: Setup) -> ImageSet:
         dataset = replace(dataset, note=note)
     chosen = _CIFAR_CLASSES if setup.classes is None and dataset.name == CIFAR else setup.classes
     return random_subset(_of_classes(dataset, chosen), setup)
+
+
+def load_photographs(setup: Setup) -> Photographs | None:
+    """Load the cats that a run segments as pictures, at most 8, those of the test set first.
+
+    Args:
+        setup: Where they are, and how large they become.
+
+    Returns:
+        The pictures, or None if the setup names none.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If what is there is no image set with cats.
+    """
+    if setup.photographs is None:
+        return None
+    dataset = _of_classes(load_dataset(Path(setup.photographs), setup.image_size, resize=True), (CAT,))
+    images = torch.cat([dataset.test_images, dataset.train_images])[:_MOST_PHOTOGRAPHS]
+    return Photographs(images, f"Cats of {dataset.name}, cut and scaled to {setup.image_size} x {setup.image_size}")
 
 
 def named_by_environment() -> str:

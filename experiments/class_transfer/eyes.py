@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments.class_transfer import draw
 from experiments.class_transfer.augment import to_signal
+from experiments.class_transfer.data import CAT, Photographs
 from experiments.class_transfer.decomposer import Decomposer, decompose_all
 from experiments.class_transfer.pictures import reduced
 from experiments.class_transfer.segmentation import (
@@ -27,14 +28,21 @@ from experiments.common.synthetic import animals
 from experiments.common.synthetic.layered import LayeredImages
 from experiments.common.synthetic.sets import FIRST_TEST_INDEX, render_layers
 
-CAT = "cat"
 _SHOWN = {"figure-12": slice(0, 4), "figure-21": slice(4, 12)}
 _KNOWN = 24  # cats whose eyes choose the component sets
 _DICE, _PAIRED = 0.6, 0.7
 
 
 def judge_eyes(
-    record: Run, decomposer: Decomposer, *, classes: tuple[str, ...], image_size: int, count: int, seed: int, made: str
+    record: Run,
+    decomposer: Decomposer,
+    *,
+    classes: tuple[str, ...],
+    image_size: int,
+    count: int,
+    seed: int,
+    made: str,
+    photographs: Photographs | None = None,
 ) -> None:
     """Choose component sets on training cats, segment test cats, record the metric ``eyes``, a claim and the figures.
 
@@ -46,6 +54,7 @@ def judge_eyes(
         count: Number of test cats, and at most of those for the choice, which are 24.
         seed: Seed of the data.
         made: How the generator was made, for the notes.
+        photographs: Cats to segment as pictures; None is scikit-image's, where that package is installed.
     """
 
     def parts_of(images: torch.Tensor) -> np.ndarray:
@@ -72,11 +81,10 @@ def judge_eyes(
         if len(images := cats.images[part].numpy()):
             own = Segmentation(*(field[part] for field in found))
             _draw(record, name, "eyes of synthetic cats", images, own, note, truth=truth[part])
-    if (photograph := _photograph(image_size)) is not None:
-        images = torch.tensor(photograph)[None]
-        what = "The cat photograph of scikit-image, which the generator has not seen the like of."
-        own = segment(parts_of(images), chosen)
-        _draw(record, "figure-12-photograph", "a photograph", images.numpy(), own, f"{what} {note}")
+    if (shown := photographs or _scikit_image_cat(image_size)) is not None:
+        own = segment(parts_of(shown.images), chosen)
+        what = f"{shown.note}; the generator has not seen the like."
+        _draw(record, "figure-12-photographs", "photographs", shown.images.numpy(), own, f"{what} {note}")
 
 
 def _cats(count: int, image_size: int, seed: int, *, start: int) -> LayeredImages:
@@ -84,15 +92,15 @@ def _cats(count: int, image_size: int, seed: int, *, start: int) -> LayeredImage
     return render_layers("SynthAnimals", count, image_size, seed=seed, start=start, labels=labels)
 
 
-def _photograph(image_size: int) -> np.ndarray | None:
-    """Take the face of scikit-image's cat, uint8, shape ``(3, H, W)``, or nothing where that package is not."""
+def _scikit_image_cat(image_size: int) -> Photographs | None:
     try:
         from skimage.data import chelsea
     except ImportError:
         return None
     content = io.BytesIO()
     Image.fromarray(chelsea()).save(content, "PNG")
-    return decode(content.getvalue(), "scikit-image's cat", image_size, resize=True)
+    image = decode(content.getvalue(), "scikit-image's cat", image_size, resize=True)
+    return Photographs(torch.tensor(image)[None], "The cat photograph of scikit-image")
 
 
 def _sentence(chosen: ComponentSets) -> str:

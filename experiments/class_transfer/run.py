@@ -11,6 +11,7 @@ from torch import Tensor
 from experiments.class_transfer import draw, eyes, measure
 from experiments.class_transfer.augment import to_signal
 from experiments.class_transfer.classifier import accuracy, train_classifier
+from experiments.class_transfer.data import CAT, load_photographs
 from experiments.class_transfer.decomposer import Decomposer, Decomposition, decompose_all
 from experiments.class_transfer.figures import draw_figures
 from experiments.class_transfer.judge_layers import judge_layers
@@ -57,6 +58,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
         RuntimeError: If a loss stops being finite, or a checkpoint cannot be written.
         Stopped: After Ctrl-C or SIGTERM, with a checkpoint written.
     """
+    photographs = load_photographs(setup)
     record.metric("data", dataset.note)
     record.metric("classes", dataset.classes)
     players = make_players(setup, len(dataset.classes))
@@ -83,7 +85,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
     _judge_transfer(record, players.average, dataset, setup)
     if setup.data in SETS and setup.score_images:
         _judge_layers(record, players.average, dataset, setup)
-    if setup.data == "SynthAnimals" and eyes.CAT in dataset.classes and setup.score_images:
+    if setup.data == "SynthAnimals" and CAT in dataset.classes and setup.score_images:
         eyes.judge_eyes(
             record,
             players.average,
@@ -92,6 +94,7 @@ def run(record: Run, dataset: ImageSet, setup: Setup) -> None:
             count=setup.score_images,
             seed=setup.seed,
             made=made_by(setup, dataset, history.steps),
+            photographs=photographs,
         )
 
 

@@ -64,13 +64,15 @@ class Setup(BaseSetup):
         accumulation: Parts that a batch is computed in.
         lr: Learning rate.
         weight_decay: L2 factor on all parameters.
-        r1: Factor of the gradient penalty.
+        r1: Factor of the gradient penalty, a sum over pixels; by default 1 at 256 pixels, and in proportion to their
+            number.
         average_decay: Of the moving average of the generator, which is what is evaluated.
         time_limit: Limit of the training time in s, or None.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         device: ``"cpu"`` or ``"cuda"``.
         classifier_steps: Training steps of the classifier that judges the transferred images.
         score_images: Synthetic images whose layers the branches are compared with; 0 is none.
+        photographs: Folder or archive of class folders whose cats are segmented as pictures, or None.
         report_steps: Steps between sheets of samples.
         save_seconds: Time between checkpoints, in s.
         tensorboard: Whether TensorBoard logs are written.
@@ -104,6 +106,7 @@ class Setup(BaseSetup):
     device: str = "cpu"
     classifier_steps: int = 600
     score_images: int = 96
+    photographs: str | None = None
     report_steps: int = 500
     save_seconds: float = 60.0
     tensorboard: bool = False
@@ -137,6 +140,7 @@ def choose(budget: str, given: dict[str, Any]) -> Setup:
     choices = fit_to_device(choices, budget)
     smoother = choices.get("smoother", Setup.smoother)
     choices.setdefault("inputs", "image" if smoother == "gaussian" else "bands")
+    choices.setdefault("r1", (choices.get("image_size", Setup.image_size) / Setup.image_size) ** 2)
     if smoother == "gaussian" and choices["inputs"] == "bands":
         raise ValueError("choose: inputs must be image for the smoother gaussian, which makes no bands, got bands")
     if choices.get("warm_start", 0) and smoother != "learnt":

@@ -48,7 +48,7 @@ def test_class_transfer_records_samples_and_exactness(own_folder, capsys, smooth
     names = ["transfer", *(f"figure-{number}" for number in (9, 11, 14, 15, 18, 19, 20)), "training"]
     names += ["figure-12", "figure-21"]
     drawn_names = [entry["name"] for entry in record.figures]
-    assert [name for name in drawn_names if name != "figure-12-photograph"] == names  # where there is scikit-image
+    assert [name for name in drawn_names if name != "figure-12-photographs"] == names  # where there is scikit-image
     assert "budget cpu, 32 x 32 pixels, R: " in record.figures[0]["note"]
     assert record.figures[0]["note"].endswith(
         "Data: SynthAnimals, 12 training and 9 test images of 32 x 32 pixels, seed 0."
@@ -172,9 +172,11 @@ def test_choose_completes_a_budget(monkeypatch):
     assert choose("cpu", {"image_size": 64}).widths is None
     assert choose("cpu", {"smoother": "tv"}).inputs == "bands"
     assert choose("cpu", {"smoother": "tv", "inputs": "image"}).inputs == "image"
+    assert (choose("cpu", {}).r1, choose("cpu", {"r1": 0.5}).r1) == (1 / 64, 0.5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     gpu, paper = choose("auto", {}), choose("paper", {"data": "a folder"})
+    assert (gpu.r1, paper.r1) == (1 / 16, 1)
     assert (gpu.budget, gpu.image_size, gpu.precision, gpu.train_images) == ("gpu", 64, "bf16", 12_000)
     assert (paper.image_size, paper.steps, paper.batch_size, paper.train_images) == (256, 100_000, 8, None)
     assert choose("gpu", {"data": "CIFAR-10"}).image_size == 32
