@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tests.benchmarks.contestants import OWN, TILES
 from tests.benchmarks.network_record import MALLOCS
+from tests.gpu import goals
 
 README = Path(__file__).parent.parent.parent / "README.md"
 RECORDS = Path(__file__).parent / "records"
@@ -146,6 +147,13 @@ def toys(record: dict[str, Any]) -> list[str]:
     return [f"{record['trials']} toys trained to the end, {ways}."]
 
 
+def gpu(record: dict[str, Any]) -> list[str]:
+    """What is asked of a GPU with M=16 branches and N=128, and what was reached: a record of one, or an empty one."""
+    device = record["host"]["device"] if record else "H200"
+    heads = [f"{device}; M=16, N=128", *("-".join(map(str, case.widths)) for case in goals.NETWORKS)]
+    return [row(heads), row("---" for _ in heads), *map(row, goals.table(record))]
+
+
 def conditions(host: dict[str, Any], peak: float, rounds: str) -> str:
     """Return what a number in a table depends on."""
     machine = f"{host['machine']} ({host['capability']}), {host['threads']} threads, torch {host['torch']}, float32"
@@ -171,7 +179,8 @@ def render(folder: Path) -> str:
     of_malloc = {malloc: load(f"conv-{malloc}-malloc") for malloc in MALLOCS}
     hosts = [machine_of(record) for record in of_malloc.values() if record]
     of_malloc = {malloc: record for malloc, record in of_malloc.items() if record and machine_of(record) == hosts[0]}
-    parts = [networks(load("networks")), convolutions(of_malloc), toys(load("toy"))]
+    of_gpus = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))]
+    parts = [networks(load("networks")), convolutions(of_malloc), toys(load("toy")), *map(gpu, of_gpus or [{}])]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.benchmarks.table import BEGIN, END, README, RECORDS, render, replaced
+from tests.gpu.goals import GOALS, NOT_MEASURED
 
 
 def timed(**medians):
@@ -51,8 +52,31 @@ def test_render_has_as_many_cells_in_every_row(networks):
             assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_render_without_records_is_empty(tmp_path):
-    assert render(tmp_path) == ""
+def test_render_without_records_says_that_no_gpu_was_measured(tmp_path):
+    lines = render(tmp_path).splitlines()
+    assert lines[0] == "| H200; M=16, N=128 | 6-12-24-48 | 8-16-32-32 |"
+    assert len(lines) == 2 + len(GOALS)
+    assert all(line.endswith("| not measured on hardware yet |") for line in lines[2:])
+
+
+def test_render_reads_the_record_of_a_gpu(tmp_path):
+    step, half = "resnet-M16-N128-6-12-24-48 step float32", "resnet-M16-N128-6-12-24-48 step bfloat16"
+    own = {"bsfast": 4.0, "bsfast, CUDA graph": 2.0}
+    entries = {
+        step: {"results": timed(**own, loop=60.0, grouped=9.0), "best_stock": "grouped", "floor_ms": 1.6}
+        | {"times_faster_than_best_stock": 4.5},
+        half: {"results": timed(bsfast=1.5)},
+        "Hessian of the first layers, N=2000": {"results": timed(bsfast=250.0, loop=900.0)},
+    }
+    record = {"host": {"device": "NVIDIA H100"}, "entries": entries}
+    (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
+    first, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in render(tmp_path).splitlines())
+    assert first[0] == "NVIDIA H100; M=16, N=128"
+    assert [row[1] for row in rows] == ["4.50x (grouped)", "30.0x", "2.00 ms, 1.25 times", "1.33x", "", ""]
+    assert [row[2] for row in rows[-2:]] == ["0.25 s", NOT_MEASURED]
+    entries[f"{step}, torch.compile too"] = {"times_faster_than_best_stock": 3.1, "best_stock": "loop, torch.compile"}
+    (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
+    assert "| 3.10x (loop, torch.compile) |" in render(tmp_path)
 
 
 def test_replaced_keeps_what_is_around():

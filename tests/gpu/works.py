@@ -8,13 +8,14 @@ import torch
 
 from tests.benchmarks.network_case import PHASES, NetworkCase
 from tests.cases import TRIPLE
-from tests.gpu import convolutions, machine, networks
+from tests.gpu import convolutions, hessians, machine, networks
 from tests.gpu.record import Record
 
 CENTRE = NetworkCase()
 NARROW_FIRST = CENTRE._replace(widths=(6, 12, 24, 48))
 AROUND = [CENTRE._replace(branches=M) for M in (2, 64)] + [CENTRE._replace(samples=N) for N in (8, 512)]
 TINY = NetworkCase(branches=2, samples=4, widths=(2, 2, 2, 2))
+CURVED = "Hessian of the first layers, N=2000"
 SECONDS = 1.0  # for the rounds of all ways of a convolution, or of one way of a network
 CONV_QUICK, CONV_TINY = 4, 1  # how many of the convolutions
 Work = Callable[[], dict[str, Any]]
@@ -47,6 +48,7 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
             for phase in reversed(PHASES):
                 name = f"{case.name} {phase} {machine.name_of(dtype)}"
                 yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
+    yield CURVED, partial(with_limits, hessians.measure, TINY if tiny else CENTRE._replace(samples=2000))
     sizes = convolutions.cases(2, 4) if tiny else convolutions.cases(CENTRE.branches, CENTRE.samples)
     for conv in sizes[: None if full else CONV_TINY if tiny else CONV_QUICK]:
         for dtype in convolutions.DTYPES if full or tiny else convolutions.DTYPES[:2]:

@@ -1,0 +1,88 @@
+"""What is asked of a GPU, and what its record says: the README's table."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tests.benchmarks.contestants import OWN
+from tests.gpu.works import CENTRE, CURVED, NARROW_FIRST
+
+NOT_MEASURED = "not measured on hardware yet"
+NETWORKS = (NARROW_FIRST, CENTRE)
+Entries = dict[str, Any]
+Read = Callable[[Entries], str]
+
+
+class Goal(NamedTuple):
+    """One number that is asked for.
+
+    Attributes:
+        text: What is asked.
+        read: For each of the two networks, from the entries of a record to what it says; raises KeyError where it
+            lacks the entry. None where nothing is asked of a network.
+    """
+
+    text: str
+    read: tuple[Read | None, Read | None]
+
+
+def own_ms(entry: Entries) -> float:
+    """Least time of bsfast, eager or as a CUDA graph."""
+    return min(values["median_ms"] for name, values in entry["results"].items() if name.startswith(OWN))
+
+
+def faster_than_stock(name: str) -> Read:
+    def read(entries: Entries) -> str:
+        entry = entries.get(f"{name}, torch.compile too") or entries[name]
+        return f"{entry['times_faster_than_best_stock']:.2f}x ({entry['best_stock']})"
+
+    return read
+
+
+def faster_than_loop(name: str) -> Read:
+    return lambda entries: f"{entries[name]['results']['loop']['median_ms'] / own_ms(entries[name]):.1f}x"
+
+
+def near_floor(name: str) -> Read:
+    return lambda entries: (
+        f"{own_ms(entries[name]):.2f} ms, {own_ms(entries[name]) / entries[name]['floor_ms']:.2f} times"
+    )
+
+
+def faster_in_16_bits(name: str, other: str) -> Read:
+    return lambda entries: f"{own_ms(entries[other]) / own_ms(entries[name]):.2f}x"
+
+
+def seconds(name: str) -> Read:
+    return lambda entries: f"{1e-3 * own_ms(entries[name]):.2f} s"
+
+
+def unmeasured(entries: Entries) -> str:
+    raise KeyError
+
+
+FULL, HALF = ([f"{case.name} step {dtype}" for case in NETWORKS] for dtype in ("float32", "bfloat16"))
+GOALS = [
+    Goal("step: 3x the fastest stock way, compiled and CUDA graphs included", tuple(map(faster_than_stock, FULL))),
+    Goal("step: 10x the plain loop", tuple(map(faster_than_loop, FULL))),
+    Goal("step: at most 2 times the floor of memory and arithmetic", tuple(map(near_floor, FULL))),
+    Goal("step: bfloat16 faster than float32", tuple(map(faster_in_16_bits, HALF, FULL))),
+    Goal("exact Hessian of the first layers, N=2000: under 1 s", (None, seconds(CURVED))),
+    Goal("30 epochs of CIFAR-10 with the figures: under 3 minutes", (None, unmeasured)),
+]
+
+
+def table(record: dict[str, Any]) -> list[list[str]]:
+    """Set each goal beside what a record says of it for each network.
+
+    Args:
+        record: Of a GPU, or empty.
+    """
+    entries = record.get("entries", {})
+
+    def said(read: Read | None) -> str:
+        try:
+            return read(entries) if read else ""
+        except KeyError:
+            return NOT_MEASURED
+
+    return [[goal.text, *map(said, goal.read)] for goal in GOALS]

@@ -1,0 +1,66 @@
+"""The exact Hessian of the first layers of all branches on a GPU, and the same by hand on stock operators."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.benchmarks.contestants import OWN
+from tests.benchmarks.hessian_contestants import HAND, MATRICES, Problem
+from tests.benchmarks.network_case import NetworkCase
+from tests.gpu.machine import Timer, attempt, summary
+from tests.gpu.networks import memory, reset_memory
+
+ROUNDS = 3
+WAYS = tuple(name for name in MATRICES if name == OWN or HAND in name)
+SAME = 1e-2  # float32: a ReLU that decides otherwise moves a column
+
+
+def measure(case: NetworkCase, timer: Timer, peaks: dict[str, float]) -> dict[str, Any]:
+    """Time all ways in turns by the wall clock, and compare them.
+
+    Args:
+        case: The network, and how many samples the loss is over.
+        timer: Of the device.
+        peaks: Limits of the device; not needed.
+
+    Returns:
+        For each way its times and memory.
+    """
+    with torch.device(timer.device):
+        ways = {name: MATRICES[name](Problem(case)) for name in WAYS}
+    truth = ways[OWN]()
+    results: dict[str, Any] = {}
+    for name, compute in ways.items():
+
+        def timed(compute: Callable[[], Tensor] = compute) -> dict[str, Any]:
+            difference = (compute() - truth).norm() / truth.norm()  # the first call is not timed
+            before = reset_memory(timer.device)
+            times = [wall_ms(compute, timer.device) for _ in range(ROUNDS)]
+            return summary(times) | memory(timer.device, before) | {"difference": float(f"{difference.item():.1e}")}
+
+        results[name] = timed() if name == OWN else attempt(timed)
+    ran = {name: values for name, values in results.items() if "error" not in values}
+    for name, values in ran.items():
+        if not values["difference"] <= SAME:
+            raise ValueError(f"{name} must equal {OWN} to {SAME}, got {values['difference']:.1e}")
+    best = min((values["median_ms"], name) for name, values in ran.items() if name != OWN)
+    return {
+        "size": len(truth),
+        "best_stock": best[1],
+        "times_faster_than_best_stock": round(best[0] / ran[OWN]["median_ms"], 3),
+        "results": results,
+    }
+
+
+def wall_ms(compute: Callable[[], Tensor], device: str) -> float:
+    """Time one call, the host's part included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    compute()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin)
