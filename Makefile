@@ -14,8 +14,8 @@ demo: $(VENV)/.built  ## the main job: toys and classifier, ending with one repo
 
 setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, nothing else
 
-test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.built  ## all tests, the doctests and the C++ tests; a process for each core, as each test has one thread
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-device: $(VENV)/.installed build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
 	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs
