@@ -18,7 +18,7 @@ from experiments.class_transfer.chan_vese import chan_vese
 
 Member = TypeVar("Member")
 _COMPONENTS = 3  # in each set at most
-_MU, _LAMBDA1 = (0.05, 0.01, 0.1), (2.0, 0.5, 1.0, 4.0)  # the first where none is better
+_MU, _LAMBDA1 = (0.05, 0.01, 0.1, 0.2), (2.0, 0.5, 1.0, 4.0)  # the first where none is better
 _TRIED = 100  # steps of the level set while the choice is made
 _LEAST_AREA = 5e-4  # of the image
 _LEAST_OVERLAP = 0.5  # of the rows of two eyes
@@ -73,9 +73,9 @@ def values(v: np.ndarray) -> np.ndarray:
 def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
     """Choose on images whose eyes are known what a person would by eye: the sets that segment them best.
 
-    Either set begins empty and takes, up to three times, the component that helps most: the locating ones by the area
-    under the ROC curve of their mean, the constant ones by Dice of what is divided and of the pairs in it. Then the
-    weights are chosen, likewise.
+    Either set begins empty and takes, up to three times, the component that helps most: the locating ones by Dice of
+    the start that they give, the constant ones by Dice of what is divided and of the pairs in it. Then the weights are
+    chosen, likewise.
 
     Args:
         v: Parts, shape ``(M, N, 3, H, W)``.
@@ -86,7 +86,7 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
     """
     made = values(v)
     signs = list(product(range(len(made)), (True, False)))
-    locating = _grown(signs, lambda own: roc_area(_locating(made, own), eyes))
+    locating = _grown(signs, lambda own: _mean_dice(_start(made, *zip(*own, strict=True)) > 0, eyes))
     components, bright = zip(*locating, strict=True)
 
     def found(constant: Sequence[int], **weights: float) -> float:
@@ -205,13 +205,10 @@ def _grown(members: Sequence[Member], score: Callable[[list[Member]], float]) ->
     return chosen
 
 
-def _locating(made: np.ndarray, signs: Sequence[tuple[int, bool]]) -> np.ndarray:
-    """Mean of components that are bright, and of those that are dark turned over, where eyes are."""
-    return np.mean([made[k] if bright else 1 - made[k] for k, bright in signs], axis=0)
-
-
 def _start(made: np.ndarray, components: Sequence[int], bright: Sequence[bool]) -> np.ndarray:
-    where = _locating(made, list(zip(components, bright, strict=True)))
+    """Mean of components, those where eyes are dark turned over, less its threshold."""
+    signs = zip(components, bright, strict=True)
+    where = np.mean([made[k] if is_bright else 1 - made[k] for k, is_bright in signs], axis=0)
     return where - np.array([otsu(image) for image in where])[:, None, None]
 
 
