@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import bsfast
+from bsfast.__main__ import describe
 from bsfast.ops import backend, cuda, plan
 
 CPU_LIBRARY = Path(bsfast.__file__).parent / "lib" / "libbsfast_cpu.so"
@@ -120,6 +121,30 @@ def test_cuda_plans_of_what_has_no_kernel(usable):
     assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == plan.Plan("unfold", reason)
     assert backend.kernel_why_not("norm_conv2d", "cuda", torch.float32) == reason
     assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
+
+
+CAPABILITIES = {"a V100 next to newer GPUs": [(9, 0), (7, 0)], "no library": [(9, 0)], "no GPU": []}
+
+
+@pytest.mark.parametrize("case", CAPABILITIES)
+def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
+    pretend(*CAPABILITIES[case])
+    monkeypatch.delitem(backend._why_not, "cuda", raising=False)
+    monkeypatch.setenv(cuda.VARIABLE, str(tmp_path) if case == "no library" else __file__)
+    monkeypatch.setattr(cuda, "architectures", lambda path: [(8, 0), (9, 0)])
+    branches = [torch.nn.Conv2d(3, 4, 3) for _ in range(2)]
+    x = torch.randn(5, 3, 6, 6, requires_grad=True)
+    bsfast.fuse(branches)(x).sum().backward()
+    grad, x.grad = x.grad, None
+    sum(branch(x) for branch in branches).sum().backward()
+    torch.testing.assert_close(grad, x.grad)
+    why_not = backend.native_why_not("cuda")
+    assert why_not
+    assert f"backend native (cuda)  not used: {why_not}" in describe()
+    assert plan.memory_order(device="cuda", dtype=torch.float32) == plan.Plan("contiguous", why_not)
+    assert plan.norm(
+        device="cuda", dtype=torch.float32, memory="batch-last", has_kernel=True, piece="a channel"
+    ) == plan.Plan("aten", why_not)
 
 
 def test_import_does_not_start_cuda():
