@@ -17,7 +17,7 @@ setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, 
 test: $(VENV)/.built  ## all tests, the doctests and the C++ tests
 	$(BIN)/python -m pytest
 
-test-device: $(VENV)/.installed build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
+test-device: $(VENV)/.built build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
 	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs
 
 codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA kernel compiled for every architecture

@@ -28,7 +28,9 @@ def enter(value: Any) -> Any:
     is_image = isinstance(tensor, Tensor) and tensor.is_floating_point()
     if not is_image or tensor.dim() - isinstance(value, PerBranch) != 4:
         return value
-    order = plan.memory_order(device=tensor.device.type, dtype=tensor.dtype)
+    device = tensor.device.type
+    casts = device == "cuda" and torch.is_autocast_enabled(device)
+    order = plan.memory_order(device=device, dtype=torch.get_autocast_dtype(device) if casts else tensor.dtype)
     if order.algorithm != "batch_last":
         return value
     return PerBranch(to_batch_last(tensor)) if isinstance(value, PerBranch) else to_batch_last(tensor)

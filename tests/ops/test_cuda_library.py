@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import bsfast
-from bsfast.__main__ import describe
 from bsfast.ops import backend, cuda, plan
 
 CPU_LIBRARY = Path(bsfast.__file__).parent / "lib" / "libbsfast_cpu.so"
@@ -123,6 +122,12 @@ def test_cuda_plans_of_what_has_no_kernel(usable):
     assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
 
 
+def test_import_does_not_start_cuda():
+    code = "import torch; torch.cuda.is_available = None; import bsfast; bsfast.fuse; print('imported')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "imported\n"
+
+
 CAPABILITIES = {"a V100 next to newer GPUs": [(9, 0), (7, 0)], "no library": [(9, 0)], "no GPU": []}
 
 
@@ -138,6 +143,8 @@ def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
     grad, x.grad = x.grad, None
     sum(branch(x) for branch in branches).sum().backward()
     torch.testing.assert_close(grad, x.grad)
+    from bsfast.__main__ import describe
+
     why_not = backend.native_why_not("cuda")
     assert why_not
     assert f"backend native (cuda)  not used: {why_not}" in describe()
@@ -145,9 +152,3 @@ def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
     assert plan.norm(
         device="cuda", dtype=torch.float32, memory="batch-last", has_kernel=True, piece="a channel"
     ) == plan.Plan("aten", why_not)
-
-
-def test_import_does_not_start_cuda():
-    code = "import torch; torch.cuda.is_available = None; import bsfast; bsfast.fuse; print('imported')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert done.stdout == "imported\n"
