@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FAST := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo setup test test-device gpu gpu-sanitize gpu-bench bench bench-full figures lint clean
+.PHONY: demo setup test test-device codegen-full gpu gpu-sanitize gpu-bench bench bench-full figures lint clean
 
 demo: $(VENV)/.built  ## the main job: toys and classifier, ending with one report.html
 	$(FAST) $(BIN)/python -m experiments demo
@@ -17,8 +17,11 @@ setup: $(VENV)/.built  ## virtual environment, pinned packages and native code, 
 test: $(VENV)/.built  ## all tests, the doctests and the C++ tests; a process for each core, as each test has one thread
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-test-device: $(VENV)/.installed build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
+test-device: $(VENV)/.built build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
 	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs
+
+codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA kernel compiled for every architecture
+	BSFAST_TEST_DEVICE=full $(BIN)/python -m pytest tests/device/test_every_instance.py -rs --durations=0
 
 # With what PYTHON has: torch with CUDA, pytest, hypothesis, and nvcc, CMake and Ninja unless BSFAST_CUDA_LIBRARY names
 # a library built elsewhere. Each takes under 9 minutes and goes on where it was cut off.

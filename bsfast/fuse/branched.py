@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from bsfast.fuse.arguments import Arguments, Key, key_of
 from bsfast.fuse.assemble import build_tree, drop_constants, make_program, warn_vmapped
+from bsfast.fuse.cuda_graph import CudaGraph, check_capture
 from bsfast.fuse.curvature import CurvatureSweep
 from bsfast.fuse.layer_jacobian import LayerJacobian
 from bsfast.fuse.piecewise import Tail, tails
@@ -84,6 +85,38 @@ class Branched(StackedModule):
             return torch.clone(shared, memory_format=torch.contiguous_format)
 
         return pytree.tree_map(one, self._run(inputs, per_branch, named))
+
+    def cuda_graph(self, *inputs: Tensor, per_branch: bool | Sequence[bool] = False) -> CudaGraph:
+        """Capture f(x) and its gradients into CUDA graphs, for sizes so small that starting kernels takes the time.
+
+        The network is as before, buffers and random numbers too. The result computes what it would for inputs of the
+        captured kind, in the captured mode and autocast state, with the parameters' present values; running statistics
+        move and dropout draws anew at every call. Captured without gradients, under ``torch.no_grad()``, it has none.
+
+        Each call's backward pass must come before the next call. There are no second derivatives. Python code of the
+        branches does not run again. Memory stays allocated as long as the result lives.
+
+        Args:
+            *inputs: As :meth:`forward`, tensors only; on the GPU, as the network. They are not changed.
+            per_branch: As :meth:`forward`.
+
+        Returns:
+            A function of ``inputs``.
+
+        Raises:
+            RuntimeError: If there is no GPU.
+            TypeError: If an input is no tensor.
+            ValueError: If something is on another device, or a hook watches the network.
+
+        Example:
+            graph = net.cuda_graph(x)
+            for x, target in batches:  # all of one shape
+                optimizer.zero_grad()
+                loss(graph(x), target).backward()
+                optimizer.step()
+        """  # noqa: DOC502 (raised by check_capture)
+        check_capture(self, inputs)
+        return CudaGraph(self, inputs, per_branch)
 
     def report(self, *inputs: Any, per_branch: bool | Sequence[bool] = False, **named: Any) -> Report:
         """Say per node which kernel runs it and why, or why it fell back.

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from bsfast.fuse import joined
+from bsfast.fuse.advice import advice
 from bsfast.fuse.chains import join
 from bsfast.fuse.functions import FUNCTIONS, is_random
 from bsfast.fuse.inplace import may_alias
@@ -27,7 +28,9 @@ def enter(value: Any) -> Any:
     is_image = isinstance(tensor, Tensor) and tensor.is_floating_point()
     if not is_image or tensor.dim() - isinstance(value, PerBranch) != 4:
         return value
-    order = plan.memory_order(device=tensor.device.type, dtype=tensor.dtype)
+    device = tensor.device.type
+    casts = device == "cuda" and torch.is_autocast_enabled(device)
+    order = plan.memory_order(device=device, dtype=torch.get_autocast_dtype(device) if casts else tensor.dtype)
     if order.algorithm != "batch_last":
         return value
     return PerBranch(to_batch_last(tensor)) if isinstance(value, PerBranch) else to_batch_last(tensor)
@@ -170,6 +173,9 @@ def resolve(argument: Any, values: dict[str, Any]) -> Any:
     return argument
 
 
+_EXPLAINED = (ValueError, TypeError, RuntimeError, IndexError, torch.OutOfMemoryError)
+
+
 def layer_at(net: nn.Module, path: str) -> nn.Module:
     """Return the module that computes a step; if the whole branch is one layer, its path is empty."""
     return module_at(net, path) if path else net._layers[0]  # type: ignore[index,return-value]
@@ -190,10 +196,11 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
 
     Raises:
         IndexError: As ``ValueError``.
+        OutOfMemoryError: As ``ValueError``.
         RuntimeError: As ``ValueError``.
         TypeError: As ``ValueError``.
         ValueError: If the operation fails.
-    """
+    """  # noqa: DOC502 (raised as what came)
     if step.op == "placeholder":
         return pytree.tree_map(enter, inputs[step.target])
     if step.op == "rewrite":
@@ -211,11 +218,11 @@ def run_step(step: Step, net: nn.Module, values: dict[str, Any], inputs: dict[st
         return _call(step, net, args, kwargs, branches)
     try:
         return _call(step, net, args, kwargs, branches)
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        if type(error) not in {ValueError, TypeError, RuntimeError, IndexError} or str(error).startswith("Branched: "):
+    except _EXPLAINED as error:
+        if type(error) not in _EXPLAINED or str(error).startswith("Branched: "):
             raise
         name = step.target.parts[0].name if step.op == "chain" else step.name
-        raise type(error)(f"Branched: at node {name!r}: {error}") from error
+        raise type(error)(f"Branched: at node {name!r}: {error}{advice(error, net, (args, kwargs))}") from error
 
 
 def rewrite_applies(step: Step, net: nn.Module, values: dict[str, Any]) -> bool:

@@ -134,7 +134,7 @@ class HessianOperator(LinearOperator):
 
         Raises:
             ValueError: If the shape fits no form.
-            TypeError: If the dtype is not that of the parameters.
+            TypeError: If the dtype or device is not that of the parameters.
         """  # noqa: DOC502
         if isinstance(vector, LinearOperator):
             return super().__matmul__(vector)
@@ -150,6 +150,15 @@ class HessianOperator(LinearOperator):
     def columns(self, vectors: Tensor) -> Tensor:
         """Multiply by ``(D, K)``."""
         self.parameters.check_present(self.net)
+        try:
+            return self._columns(vectors)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{error}\nHessianOperator: a product must fit into memory; make the operator with a smaller "
+                "chunk_size or max_kept_bytes, or, where samples depend on each other, with smaller batches"
+            ) from error
+
+    def _columns(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
         for batch, sweep in self._kept.batches(self.batches):
             for j in range(vectors.shape[1]):

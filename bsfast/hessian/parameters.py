@@ -148,15 +148,14 @@ class BranchParameters:
             Columns ``(D, K)``, and a function that gives columns the form of ``vector``.
 
         Raises:
-            TypeError: If the dtype is not that of the parameters.
+            TypeError: If the dtype or device is not that of the parameters.
             ValueError: If the shape fits no form.
         """
         if isinstance(vector, Mapping):
             return self._from_mapping(vector)
         if not isinstance(vector, Tensor):
             raise TypeError(f"hessian: a vector must be a tensor or a dictionary, got {type(vector).__name__}")
-        if vector.dtype != self.dtype:
-            raise TypeError(f"hessian: a vector must have the parameters' dtype {self.dtype}, got {vector.dtype}")
+        self._check_kind("a vector", vector)
         shape, form = tuple(vector.shape), "(D,) or (D, K)"
         if vector.dim() in {1, 2} and shape[0] == self.total:
             return vector.reshape(self.total, -1), lambda columns: columns.reshape(self.total, *shape[1:])
@@ -167,6 +166,13 @@ class BranchParameters:
                 return vector.reshape(self.total, -1), lambda columns: columns.reshape(*batch, *shape[2:])
         raise ValueError(f"hessian: a vector must have shape {form} with D={self.total}, got {shape}")
 
+    def _check_kind(self, name: str, value: Tensor) -> None:
+        if (value.dtype, value.device) != (self.dtype, self.device):
+            raise TypeError(
+                f"hessian: {name} must have the parameters' dtype and device ({self.dtype}, {self.device}), got "
+                f"({value.dtype}, {value.device})"
+            )
+
     def _from_mapping(self, vector: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], Any]]:
         self.size("a dictionary")
         if set(vector) != set(self.names):
@@ -176,8 +182,7 @@ class BranchParameters:
             full, value = (self.num_branches, *shape), vector[name]
             if tuple(value.shape[: len(full)]) != full or value.dim() > len(full) + 1:
                 raise ValueError(f"hessian: {name} must have shape {full} or {full} and K, got {tuple(value.shape)}")
-            if value.dtype != self.dtype:
-                raise TypeError(f"hessian: {name} must have the parameters' dtype {self.dtype}, got {value.dtype}")
+            self._check_kind(name, value)
             counts.add(tuple(value.shape[len(full) :]))
             parts.append(value.reshape(self.num_branches, torch.Size(shape).numel(), -1))
         if len(counts) > 1:

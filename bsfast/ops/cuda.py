@@ -68,3 +68,10 @@ def _why_not_devices(compiled: Sequence[tuple[int, int]]) -> str | None:
                 f"{names}; rebuild them there, or hide that device by CUDA_VISIBLE_DEVICES"
             )
     return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
+def gpu_generation() -> str:
+    """Name the generation of the current GPU by its compute capability, as ``"sm_90"``."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"

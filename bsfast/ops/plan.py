@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from bsfast.ops.backend import kernel_why_not
+from bsfast.ops.cuda import gpu_generation
 
 LANES = 16  # float32 values in the widest vector
 MANY_SAMPLES = 64
@@ -29,6 +30,11 @@ _TILE_COST = 3.0
 _TRANSPOSE_COST = 1.5
 _PATCH_COST = 1.1
 _largest_tile = 2
+
+# GPUs by generation, and dtypes that convolutions compute in, for which stock operators train the networks of
+# tests/benchmarks/records/gpu-*.json (`make gpu-bench`) faster than own kernels, and how many times. Empty as long as
+# no GPU has been measured: own kernels run wherever they can.
+_STOCK_FASTER: dict[tuple[str, torch.dtype], float] = {}
 
 _NOTES: ContextVar[list["Plan"] | None] = ContextVar("notes", default=None)
 
@@ -281,13 +287,18 @@ def memory_order(*, device: str, dtype: torch.dtype) -> Plan:
 
     Args:
         device: Device type of the input.
-        dtype: Its dtype.
+        dtype: That convolutions compute in.
 
     Returns:
-        Algorithm ``"batch_last"`` or ``"contiguous"``, and the reason.
+        Algorithm ``"batch_last"`` or ``"contiguous"``, with which stock operators run, and the reason.
     """
     if why_not := kernel_why_not("conv2d", device, dtype):
         return _note(Plan("contiguous", why_not))
     if device == "cuda":
+        for (generation, computed), times in _STOCK_FASTER.items():
+            if computed == dtype and generation == gpu_generation():
+                return _note(
+                    Plan("contiguous", f"stock operators were measured {times:.1f} times faster on {generation}")
+                )
         return _note(Plan("batch_last", "the own kernels take samples innermost only"))
     return _note(Plan("batch_last", "the own kernels are fastest with samples innermost, however few"))

@@ -69,8 +69,15 @@ struct UnitCounter {
   }
 };
 
+// On one multiprocessor; the most that spill no registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kWeightGradBlocks = 2;
+#else
+constexpr int kWeightGradBlocks = 3;
+#endif
+
 template <class T, class Tile>
-__global__ void __launch_bounds__(kThreads, 3) conv_weight_grad(const WeightGradArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kWeightGradBlocks) conv_weight_grad(const WeightGradArguments<T> a) {
   constexpr int Q = Tile::Channels, K = Tile::Rows, V = Tile::Samples;
   InputRow* input_rows = shared_memory<InputRow>();
   float* reduction = reinterpret_cast<float*>(input_rows + K);

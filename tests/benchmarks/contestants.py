@@ -15,6 +15,7 @@ OWN = "bsfast"
 TILES = f"{OWN}, 4x4 tiles"
 COMPILED = "torch.compile of the loop"
 LAST = ", channels_last"
+MERGED = "merged to dense groups"  # not among CONTESTANTS: only matrix units multiply by zeros fast enough
 CONTESTANTS = (OWN, TILES, "loop", f"loop{LAST}", "grouped", f"grouped{LAST}", "torch.func.vmap")
 
 
@@ -45,7 +46,7 @@ class Contestant:
     """One way to compute and train f, by its name.
 
     Args:
-        name: Of :data:`CONTESTANTS`, or :data:`COMPILED`.
+        name: Of :data:`CONTESTANTS`, or :data:`COMPILED`, or :data:`MERGED`, which may have ``LAST`` behind it.
         case: What to run.
     """
 
@@ -57,6 +58,7 @@ class Contestant:
             TILES: lambda: bsfast.fuse(branches),
             "loop": lambda: ReferenceBranched(branches),
             "grouped": lambda: Grouped(branches, case.shared),
+            MERGED: lambda: Grouped(branches, case.shared, merged=True),
             "torch.func.vmap": lambda: Vmapped(branches),
             COMPILED: lambda: torch.compile(ReferenceBranched(branches)),
         }

@@ -7,7 +7,8 @@ import torch
 
 from bsfast.ops.backend import native_why_not
 from tests.benchmarks import network_record
-from tests.benchmarks.contestants import CONTESTANTS, Contestant
+from tests.benchmarks.contestants import CONTESTANTS, LAST, MERGED, Contestant
+from tests.benchmarks.grouped import MergedConv2d
 from tests.benchmarks.host import why_busy
 from tests.benchmarks.measure import largest_difference, measure_memory, measure_time, summary
 from tests.benchmarks.network_case import PHASES, NetworkCase
@@ -32,7 +33,7 @@ def record_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("case", [TINY, TINY_GENERATOR], ids=lambda case: case.name)
 def test_contestants_agree_and_train_alike(case):
-    contestants = {name: Contestant(name, case) for name in CONTESTANTS}
+    contestants = {name: Contestant(name, case) for name in (*CONTESTANTS, MERGED, f"{MERGED}{LAST}")}
     assert largest_difference(contestants) < 1e-5
     before = contestants["loop"].forward()
     for contestant in contestants.values():
@@ -42,12 +43,21 @@ def test_contestants_agree_and_train_alike(case):
     assert (contestants["loop"].forward() - before).abs().max() > 1e-3 * before.abs().max()
 
 
-@pytest.mark.parametrize("name", CONTESTANTS)
+@pytest.mark.parametrize("name", [*CONTESTANTS, MERGED])
 def test_largest_difference_sees_one_parameter(name):
-    contestants = {other: Contestant(other, TINY) for other in CONTESTANTS}
+    contestants = {other: Contestant(other, TINY) for other in (*CONTESTANTS, MERGED)}
     with torch.no_grad():
         next(contestants[name].net.parameters()).add_(0.5)
     assert largest_difference(contestants) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "merged"), [(16, 6, 16), (16, 8, 16), (16, 48, 2), (7, 48, 1), (4, 96, 1)]
+)
+def test_merged_groups_are_about_96_channels(groups, channels, merged):
+    layer = MergedConv2d(torch.nn.Conv2d(groups * channels, groups * channels, 3, groups=groups))
+    assert layer.merged == merged
+    assert layer.conv.weight.shape == (groups * channels, channels, 3, 3)
 
 
 def test_operations_of_the_paper_s_classifier():

@@ -25,7 +25,7 @@ RECORDS = ROOT / "tests" / "benchmarks" / "records"
 TESTS = (
     *(f"ops/test_conv{name}.py" for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad")),
     *(f"nn/test_{name}.py" for name in ("layers", "planes")),
-    *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision")),
+    *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision", "cuda_graph")),
 )
 SANITIZED = "float32 or bfloat16"  # of the direct calls
 # cuBLAS is deterministic only with a workspace of its own, and operator tests want determinism.

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.benchmarks.contestants import COMPILED, CONTESTANTS, OWN, TILES, Contestant
+from tests.benchmarks.contestants import COMPILED, CONTESTANTS, LAST, MERGED, OWN, TILES, Contestant
 from tests.benchmarks.network_case import NetworkCase
 from tests.gpu.machine import Timer, attempt, graphed, name_of
 
-WAYS = tuple(name for name in CONTESTANTS if name != TILES)
-GRAPHED = (OWN, "loop", "loop, channels_last", "grouped")
+DENSE = (MERGED, f"{MERGED}{LAST}")
+WAYS = (*(name for name in CONTESTANTS if name != TILES), *DENSE)
+GRAPHED = (OWN, "loop", f"loop{LAST}", "grouped", *DENSE)
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # outputs, as a part of the largest
 
 

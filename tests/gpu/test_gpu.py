@@ -60,7 +60,9 @@ def test_gpu_bench_measures_everything_once(dry):
     entries = record["entries"]
     assert entries["limits"]["copy_gb_s"] > 0
     step = entries["resnet-M2-N4-2-2-2-2 step float32"]
-    assert {"bsfast", "loop", "grouped", "torch.func.vmap", "loop, channels_last"} <= step["results"].keys()
+    assert {"bsfast", "loop", "grouped", "torch.func.vmap", "loop, channels_last", "merged to dense groups"} <= step[
+        "results"
+    ].keys()
     assert step["floor_ms"] > 0
     convolution = next(value for name, value in entries.items() if name.startswith("conv2d_weight_grad"))
     assert convolution["results"]["bsfast"]["rounds"] == 2

@@ -140,8 +140,10 @@ def test_operator_errors():
         ValueError, match=r"shape \(D,\) or \(D, K\), \(M, P\)=\(2, 4\) or \(M, P, K\) with D=8, got \(5,\)"
     ):
         H @ torch.ones(5).double()
-    with pytest.raises(TypeError, match=r"dtype torch\.float64, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"dtype and device \(torch\.float64, cpu\), got \(torch\.float32, cpu\)"):
         H @ torch.ones(8)
+    with pytest.raises(TypeError, match=r"hessian: 1.weight must have the parameters' dtype and .*, got .*, meta\)"):
+        H @ {"1.weight": torch.ones(2, 2, device="meta").double(), "1.bias": torch.ones(2, 2).double()}
     with pytest.raises(ValueError, match=r"must have the keys \['1.weight', '1.bias'\], got \['1.weight'\]"):
         H @ {"1.weight": torch.ones(2, 2).double()}
     with pytest.raises(ValueError, match=r"1.bias must have shape \(2, 2\) or \(2, 2\) and K, got \(2,\)"):

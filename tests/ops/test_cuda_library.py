@@ -126,3 +126,29 @@ def test_import_does_not_start_cuda():
     code = "import torch; torch.cuda.is_available = None; import bsfast; bsfast.fuse; print('imported')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout == "imported\n"
+
+
+CAPABILITIES = {"a V100 next to newer GPUs": [(9, 0), (7, 0)], "no library": [(9, 0)], "no GPU": []}
+
+
+@pytest.mark.parametrize("case", CAPABILITIES)
+def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
+    pretend(*CAPABILITIES[case])
+    monkeypatch.delitem(backend._why_not, "cuda", raising=False)
+    monkeypatch.setenv(cuda.VARIABLE, str(tmp_path) if case == "no library" else __file__)
+    monkeypatch.setattr(cuda, "architectures", lambda path: [(8, 0), (9, 0)])
+    branches = [torch.nn.Conv2d(3, 4, 3) for _ in range(2)]
+    x = torch.randn(5, 3, 6, 6, requires_grad=True)
+    bsfast.fuse(branches)(x).sum().backward()
+    grad, x.grad = x.grad, None
+    sum(branch(x) for branch in branches).sum().backward()
+    torch.testing.assert_close(grad, x.grad)
+    from bsfast.__main__ import describe
+
+    why_not = backend.native_why_not("cuda")
+    assert why_not
+    assert f"backend native (cuda)  not used: {why_not}" in describe()
+    assert plan.memory_order(device="cuda", dtype=torch.float32) == plan.Plan("contiguous", why_not)
+    assert plan.norm(
+        device="cuda", dtype=torch.float32, memory="batch-last", has_kernel=True, piece="a channel"
+    ) == plan.Plan("aten", why_not)

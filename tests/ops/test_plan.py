@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bsfast.fuse.program import enter
 from bsfast.ops import backend, conv2d, plan
 from tests.cases import ConvCase
 
@@ -172,3 +174,27 @@ def test_plan_native_switched_off(monkeypatch):
     why_not = "switched off by BSFAST_NATIVE=0"
     expected = {plan.Plan("grouped", why_not)}
     assert output.strip() == f"{expected} {backend.Backend('native', 'cpu', why_not)} contiguous"
+
+
+def test_memory_order_is_what_was_measured_faster(monkeypatch):
+    monkeypatch.setitem(backend._why_not, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    own = plan.memory_order(device="cuda", dtype=torch.bfloat16)
+    assert own.algorithm == "batch_last"
+    monkeypatch.setattr(plan, "_STOCK_FASTER", {("sm_90", torch.bfloat16): 1.25, ("sm_70", torch.float32): 2.0})
+    reason = "stock operators were measured 1.2 times faster on sm_90"
+    assert plan.memory_order(device="cuda", dtype=torch.bfloat16) == plan.Plan("contiguous", reason)
+    assert plan.memory_order(device="cuda", dtype=torch.float32) == own
+
+
+def test_memory_order_is_that_of_the_dtype_of_autocast(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda" and bool(asked))
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(
+        plan, "memory_order", lambda **given: asked.append(given["dtype"]) or plan.Plan("contiguous", "")
+    )
+    with FakeTensorMode():
+        for _ in range(2):
+            enter(torch.empty(2, 3, 4, 4, device="cuda"))
+    assert asked == [torch.float32, torch.bfloat16]
