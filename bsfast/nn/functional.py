@@ -255,6 +255,8 @@ def group_norm(
     negative_slope: float = 1.0,
 ) -> Tensor:
     """``F.group_norm`` of each branch, then a leaky ReLU."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x = x.float()  # as stock PyTorch does
     if own := _own_sample_norm(x, num_groups, weight, bias, eps, negative_slope):
         return own[0]
     y = affine(over_samples(lambda t: F.group_norm(t, num_groups, eps=eps), x), weight, bias)

@@ -5,8 +5,14 @@ import triton
 import triton.language as tl
 
 from bsfast.triton.batch_norm import batch_norm_grad_out, batch_norm_out
+from bsfast.triton.sample_norm import sample_norm_grad_out, sample_norm_out
 
-OPERATORS = {"batch_norm_out": batch_norm_out, "batch_norm_grad_out": batch_norm_grad_out}
+OPERATORS = {
+    "batch_norm_out": batch_norm_out,
+    "batch_norm_grad_out": batch_norm_grad_out,
+    "sample_norm_out": sample_norm_out,
+    "sample_norm_grad_out": sample_norm_grad_out,
+}
 
 
 @triton.jit

@@ -60,11 +60,11 @@ def merge_moments(partial, plane, first, tiles, lanes, lane, BLOCK: tl.constexpr
 
 
 @triton.jit
-def merge_sums(partial, first, tiles, lanes, lane, BLOCK: tl.constexpr, LANES: tl.constexpr):
-    """Sum, ``[LANES]`` in float64, over the tiles of a unit; arguments as above."""
+def merge_sums(partial, tiles, stride, lanes, lane, lane_stride, BLOCK: tl.constexpr, LANES: tl.constexpr):
+    """Sum, ``[LANES]`` in float64, over tiles that are a stride apart; arguments as above."""
     total = tl.zeros([LANES], tl.float64)
     for begin in range(0, tiles, BLOCK):
         tile = begin + tl.arange(0, BLOCK)
-        at = partial + first + tile.to(tl.int64)[:, None] * lanes + lane[None, :]
+        at = partial + tile.to(tl.int64)[:, None] * stride + lane[None, :] * lane_stride
         total += tl.sum(tl.load(at, (tile < tiles)[:, None] & (lane < lanes)[None, :], other=0.0).to(tl.float64), 0)
     return total

@@ -10,7 +10,7 @@ from torch import Tensor
 from bsfast.layout import batch_last_strides
 
 TILE = 4096  # elements that a program reads at once
-MERGED = 128  # tiles whose sums are merged at once
+MERGED = 256  # sums of tiles that a program reads at once
 _PER_WARP = 512  # elements: 16 a thread
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.device.tools import ROOT, TOOLS, succeed
 
 # Those of float32 and float64 on CPU kernels, too, but for what is slow to interpret or about other kernels.
-TESTS = ["ops/test_batch_norm_triton.py", "ops/test_batch_norm.py"]
-LEFT_OUT = ["gradcheck", "instruction_set", "reasons", "128"]
+TESTS = [f"ops/test_{kind}_norm{name}.py" for kind in ("batch", "sample") for name in ("_triton", "")]
+LEFT_OUT = ["gradcheck", "instruction_set", "reasons", "128", "130", "70 and contiguous"]
 
 
 @pytest.fixture

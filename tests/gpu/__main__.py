@@ -23,7 +23,7 @@ BUILD = ROOT / "build" / "gpu"
 RECORDS = ROOT / "tests" / "benchmarks" / "records"
 # What does not ask for CPU kernels by name; the direct calls of the CUDA kernels first.
 TESTS = (
-    "ops/test_batch_norm_triton.py",
+    *(f"ops/test_{name}_norm_triton.py" for name in ("batch", "sample")),
     *(f"ops/test_conv{name}.py" for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad")),
     *(f"nn/test_{name}.py" for name in ("layers", "planes")),
     *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision")),
