@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bsfast import ops
-from bsfast.layout import is_batch_last, to_batch_last
+from bsfast.layout import is_batch_last
 
 Size = int | Sequence[int]
+to_batch_last = ops.to_batch_last  # of a network's inputs, too
 
 
 def conv2d(

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from bsfast.triton.batch_norm import batch_norm_grad_out, batch_norm_out
+from bsfast.triton.layout import transpose_out
 from bsfast.triton.sample_norm import sample_norm_grad_out, sample_norm_out
 
 OPERATORS = {
@@ -12,6 +13,7 @@ OPERATORS = {
     "batch_norm_grad_out": batch_norm_grad_out,
     "sample_norm_out": sample_norm_out,
     "sample_norm_grad_out": sample_norm_grad_out,
+    "transpose_out": transpose_out,
 }
 
 

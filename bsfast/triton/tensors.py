@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bsfast.layout import batch_last_strides
 
-TILE = 4096  # elements that a program reads at once
+TILE = 2048  # elements that a program reads at once; of twice as many, a kernel for sm_90 spills
 MERGED = 256  # sums of tiles that a program reads at once
-_PER_WARP = 512  # elements: 16 a thread
+_PER_WARP = 256  # elements: 8 a thread, one load of 16-bit numbers
 
 
 def accumulator(x: Tensor) -> tl.dtype:

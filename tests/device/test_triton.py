@@ -8,6 +8,7 @@ from tests.device.tools import ROOT, TOOLS, succeed
 
 # Those of float32 and float64 on CPU kernels, too, but for what is slow to interpret or about other kernels.
 TESTS = [f"ops/test_{kind}_norm{name}.py" for kind in ("batch", "sample") for name in ("_triton", "")]
+TESTS += ["ops/test_memory_order_triton.py", "fuse/test_equivalence.py"]
 LEFT_OUT = ["gradcheck", "instruction_set", "reasons", "128", "130", "70 and contiguous"]
 
 

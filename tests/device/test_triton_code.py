@@ -17,7 +17,7 @@ FLOAT64 = {"partial", "weighted", "mean", "inv", "variance"}  # of the normalisa
 MOST_REGISTERS = 128  # of which two programs of eight warps fit a multiprocessor
 
 # For each kernel of tiles, what is compiled in: a value, or values of which each is tried.
-BATCH = {"ROWS": 1, "COLUMNS": 4096}
+BATCH = {"ROWS": 1, "COLUMNS": 2048}
 BATCH_NORM = {
     "tile_moments": BATCH,
     "coefficients": {"BLOCK": 256, "partial": [None, ...]},
@@ -26,8 +26,8 @@ BATCH_NORM = {
     "gradient_coefficients": {"BLOCK": 256},
     "input_gradient": BATCH | {"RELU": True, "y": [None, ...]},
 }
-MANY = {"CONTIGUOUS": False, "ROWS": 128, "LANES": 32}
-LARGE = {"CONTIGUOUS": True, "ROWS": 4096, "LANES": 1}
+MANY = {"CONTIGUOUS": False, "ROWS": 64, "LANES": 32}
+LARGE = {"CONTIGUOUS": True, "ROWS": 2048, "LANES": 1}
 SAMPLE = {"SLOPE": 0.2, "SCALE_PER_SAMPLE": True, "SHIFT_PER_SAMPLE": False}
 SAMPLE_NORM = {
     "tile_moments": {},
@@ -69,7 +69,7 @@ def compiled(function, dtype, architecture, compiled_in, pointers):
     for k, name in enumerate(function.arg_names):
         kind = "i32" if name in SIZES else "fp32" if name == "eps" else "*" + pointers.get(name, own)
         signature[name] = "constexpr" if name in compiled_in else kind
-        if name not in compiled_in and (kind[0] == "*" or name in {"length", "rows", "lanes"}):
+        if name not in compiled_in and (kind[0] == "*" or name in {"length", "rows", "lanes", "columns"}):
             attributes[k,] = [["tt.divisibility", 16]]
     elements = compiled_in.get("ROWS", 0) * compiled_in.get("COLUMNS", compiled_in.get("LANES", 0))
     source = ASTSource(function, signature, compiled_in, attributes)
@@ -77,7 +77,7 @@ def compiled(function, dtype, architecture, compiled_in, pointers):
 
 
 SIZES = {"repeats", "channels", "length", "across", "tiles", "count", "rows", "lanes", "lane_tiles", "samples"}
-SIZES |= {"group_channels"}
+SIZES |= {"group_channels", "columns"}
 
 
 def check(kernel, name, tools, folder: Path, *, wide: bool) -> None:
@@ -98,7 +98,7 @@ def check(kernel, name, tools, folder: Path, *, wide: bool) -> None:
 def test_triton_kernels_compile(triton, dtype, architecture, tmp_path):
     import triton.language as tl
 
-    from bsfast.triton import batch_norm_kernels, sample_norm_kernels
+    from bsfast.triton import batch_norm_kernels, layout, sample_norm_kernels
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     kind = DTYPES[dtype]
@@ -110,6 +110,9 @@ def test_triton_kernels_compile(triton, dtype, architecture, tmp_path):
         for compiled_in in variants(function, settings | acc):
             kernel = compiled(function, kind, architecture, compiled_in, activations | sums)
             check(kernel, (name, compiled_in), tools, tmp_path, wide="ROWS" in compiled_in)
+    kernel = compiled(layout.transpose, kind, architecture, {"SIDE": 32}, {"x": kind, "out": kind})
+    check(kernel, "transpose", tools, tmp_path, wide=True)
+    assert kernel.metadata.shared > 0  # between reading rows and writing columns
     for name, settings in SAMPLE_NORM.items():
         function = getattr(sample_norm_kernels, name)
         kinds = activations | dict.fromkeys(FLOAT64, "fp64")
