@@ -105,9 +105,8 @@ class _BatchNorm(torch.autograd.Function):
         moments: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
-        scale, shift, inv, *own = x.new_empty(
-            3 if moments else 5, x.shape[0], x.shape[2], dtype=statistics_dtype(x.dtype)
-        )
+        sizes, dtype = (x.shape[0], x.shape[2]), statistics_dtype(x.dtype)
+        scale, shift, inv, *own = (x.new_empty(sizes, dtype=dtype) for _ in range(3 if moments else 5))
         (mean, variance), coefficients = moments or own, (scale, shift, inv)
         flat = [None if t is None else t.contiguous() for t in (weight, bias)]
         torch.ops.bsfast.batch_norm_out(

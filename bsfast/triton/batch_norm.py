@@ -100,7 +100,7 @@ def batch_norm_grad_out(
     acc, grid = tensors.accumulator(x), (s.units * s.tiles,)
     with torch.cuda.device_of(x):
         partial = mean.new_empty((2, *grid))
-        slope, offset = mean.new_empty(2, s.units)
+        slope, offset = (mean.new_empty(s.units) for _ in range(2))  # each aligned, which compiled code depends on
         tile_gradients[grid](
             x, y, grad, mean, scale, shift, residual_grad, partial, *s.sizes, ACC=acc, RELU=relu, **s.tile
         )

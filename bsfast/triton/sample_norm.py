@@ -144,7 +144,7 @@ def sample_norm_grad_out(
     with torch.cuda.device_of(x):
         partial = scale_grad.new_empty(2 * c.tiles * scale_grad.numel())
         weighted = mean.new_empty(2 * scale_grad.numel())
-        tilt, offset = scale_grad.new_empty(2, mean.numel())
+        tilt, offset = (scale_grad.new_empty(mean.numel()) for _ in range(2))  # each aligned, as compiled code expects
         tile_gradients[c.grid](x, y, grad, mean, partial, *c.sizes, own, SLOPE=slope, **settings, **c.tile)
         into = (scale_grad, shift_grad, weighted)
         channel_gradients[c.merge_grid](

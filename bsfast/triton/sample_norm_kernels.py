@@ -135,7 +135,7 @@ def normalise(
     if shift is not None:
         offset += coefficient(shift, unit, lane, lanes, channels, samples, SHIFT_PER_SAMPLE, CONTIGUOUS)
     values = tl.load(x + at, mask, other=0.0).to(ACC) - centre[None, :]
-    values = tl.fma(values, tl.broadcast_to(factor.to(ACC)[None, :], [ROWS, LANES]), offset.to(ACC)[None, :])
+    values = tl.fma(values, factor.to(ACC)[None, :], offset.to(ACC)[None, :])
     if SLOPE != 1:
         values = tl.where(values > 0, values, values * tl.full([1, 1], SLOPE, ACC))
     tl.store(y + at, values, mask)
