@@ -39,9 +39,10 @@ class Kernels(NamedTuple):
 
 
 _ALL = frozenset({"conv2d", "winograd", "sample_grad", "norm", "norm_conv2d"})
+_CUDA = frozenset({"conv2d", "sample_grad", "norm_conv2d"})
 _KERNELS = {
     "cpu": Kernels((torch.float32, torch.float64), _ALL),
-    "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), frozenset({"conv2d"})),
+    "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), _CUDA),
 }
 _TRITON = Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), frozenset({"norm", "layout"}))
 # By device type, and of Triton. Those of CUDA are found when they are first asked for: finding them starts CUDA in this

@@ -165,12 +165,13 @@ def test_cuda_plans(usable):
     assert plan.memory_order(device="cuda", dtype=torch.float64).algorithm == "contiguous"
 
 
-def test_cuda_plans_of_what_has_no_kernel(usable):
-    reason = "no own cuda kernel does this"
-    settings = {"device": "cuda", "dtype": torch.float32}
-    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == plan.Plan("unfold", reason)
-    assert backend.kernel_why_not("norm_conv2d", "cuda", torch.float32) == reason
-    assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
+def test_cuda_plans_of_what_has_kernels(usable):
+    settings = {"device": "cuda", "dtype": torch.bfloat16}
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8).algorithm == "native"
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=3).algorithm == "unfold"
+    for operator in ("conv2d", "norm_conv2d", "sample_grad"):
+        assert backend.kernel_why_not(operator, "cuda", torch.float16) is None
+    assert backend.kernel_why_not("winograd", "cuda", torch.float32) == "no own cuda kernel does this"
 
 
 def test_cuda_plans_of_normalisations(usable, monkeypatch):
