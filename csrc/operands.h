@@ -36,4 +36,12 @@ inline void check_size(const char* op, const char* name, const Tensor& t, const 
                   ": ", name, " must have shape ", to_string(wanted), ", got ", to_string(t.sizes()));
 }
 
+// Checks that a tensor has one number for each of `channels` channels of each branch.
+inline void check_channels(const char* op, const char* name, const Tensor& t, int64_t branches, int64_t channels,
+                           ScalarType dtype) {
+  check_size(op, name, t, {branches, channels});
+  STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == dtype, op, ": ", name,
+                  " must be contiguous and have the activations' dtype, or float32 where that has 16 bits");
+}
+
 }  // namespace bsfast

@@ -25,6 +25,7 @@ def test_doctor_names_every_backend() -> None:
     text = describe()
     assert "backend native (cpu)" in text
     assert "backend native (cuda)" in text
+    assert "backend triton (cuda)" in text
     assert "backend aten (any)" in text
     assert bsfast.__version__ in text
 

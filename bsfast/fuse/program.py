@@ -16,8 +16,8 @@ from bsfast.fuse.inplace import may_alias
 from bsfast.fuse.rewrites import rewrite
 from bsfast.fuse.steps import Ref, Step, module_at
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
-from bsfast.layout import to_batch_last
 from bsfast.nn import BatchNorm
+from bsfast.nn.functional import to_batch_last
 from bsfast.nn.vmapped import call_vmapped
 from bsfast.ops import plan
 

@@ -19,7 +19,7 @@ from bsfast.fuse.chains import Chain
 from bsfast.fuse.program import Program, layer_at, resolve, run_step
 from bsfast.fuse.steps import Ref, Step, module_at, refs
 from bsfast.fuse.values import PerBranch
-from bsfast.nn.folded import Folded
+from bsfast.nn.folded import Folded, folds_exactly
 from bsfast.nn.stacked import StackedModule, replaced
 
 Place = tuple[str, int]  # a step, and which tensor of its value
@@ -151,7 +151,7 @@ class Sweep:
             return None
         norm, conv = joined.layers(chain, self.net)
         assert conv is not None  # noqa: S101 (for the type checker)
-        return Folded(conv, norm)
+        return Folded(conv, norm) if folds_exactly(conv) else None
 
     def _drop_values(self) -> None:
         """Keep what passes need: what links take, and what ReLUs gave."""

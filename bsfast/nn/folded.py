@@ -30,6 +30,11 @@ def geometry_of(conv: Conv2d) -> tuple[Any, ...]:
     return own.stride, own.padding, own.dilation, own.groups
 
 
+def folds_exactly(conv: Conv2d) -> bool:
+    """Whether the factors of :class:`Folded` are not rounded to 16 bits, nor convolved so by autocast."""
+    return ops.taken_dtype(conv.weight).itemsize >= 4
+
+
 class Folded:
     """Both layers at their present values; nothing records gradients.
 

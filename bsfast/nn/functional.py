@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bsfast import ops
-from bsfast.layout import is_batch_last, to_batch_last
+from bsfast.layout import is_batch_last
 
 Size = int | Sequence[int]
+to_batch_last = ops.to_batch_last  # of a network's inputs, too
 
 
 def conv2d(
@@ -255,6 +256,8 @@ def group_norm(
     negative_slope: float = 1.0,
 ) -> Tensor:
     """``F.group_norm`` of each branch, then a leaky ReLU."""
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x = x.float()  # as stock PyTorch does
     if own := _own_sample_norm(x, num_groups, weight, bias, eps, negative_slope):
         return own[0]
     y = affine(over_samples(lambda t: F.group_norm(t, num_groups, eps=eps), x), weight, bias)

@@ -24,7 +24,7 @@ def why_not_norm_conv2d(x: Tensor, norm: BatchNorm | None, conv: Conv2d, *, relu
         return "the input has another number of channels, or no values"
     if min(ops.output_shape(x.shape, conv.weight.shape, *geometry_of(conv)[:3])[-2:]) < 1:
         return "the kernel is larger than the padded input"
-    if norm is not None and not _fits(norm, own.in_channels, x.dtype):
+    if norm is not None and not _fits(norm, own.in_channels, x):
         return "the normalisation has another number of channels, or another dtype"
     before = None if norm is None else _norm(norm, relu, None)
     chosen = ops.plan_norm_conv2d(x, conv.weight, conv.bias, geometry_of(conv), before)
@@ -63,9 +63,9 @@ def why_not_conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residua
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return "gradients are recorded"
     shape = ops.output_shape(x.shape, conv.weight.shape, *geometry_of(conv)[:3])
-    if residual is not None and residual.shape != shape:
-        return "the other value of the sum has another shape"
-    if norm is not None and not _fits(norm, conv.weight.shape[1], x.dtype):
+    if residual is not None and (residual.shape != shape or residual.dtype != ops.taken_dtype(x)):
+        return "the other value of the sum has another shape or dtype"
+    if norm is not None and not _fits(norm, conv.weight.shape[1], x):
         return "the normalisation has another number of channels, or another dtype"
     return why_not_norm_conv2d(x, None, conv, relu=False)
 
@@ -87,10 +87,12 @@ def conv2d_norm(x: Tensor, conv: Conv2d, norm: BatchNorm | None, residual: Tenso
     return ops.folded_conv2d(x, conv.weight, bias, geometry_of(conv), residual, scale=scale, relu=relu)
 
 
-def _fits(norm: BatchNorm, channels: int, dtype: torch.dtype) -> bool:
+def _fits(norm: BatchNorm, channels: int, x: Tensor) -> bool:
     own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     settings: Any = norm.settings
-    return settings.num_features == channels and all(t is None or t.dtype == dtype for t in own)
+    dtype = ops.taken_dtype(x)
+    kinds = {dtype, ops.statistics_dtype(dtype)}
+    return settings.num_features == channels and all(t is None or t.dtype in kinds for t in own)
 
 
 def _norm(norm: BatchNorm, relu: bool, moments: Moments | None) -> ops.Norm:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bsfast import ops
 from bsfast.nn import functional
 from bsfast.nn.stacked import StackedModule
 
@@ -124,7 +125,7 @@ class BatchNorm(StackedModule):
         own: nn.BatchNorm2d = self.settings  # type: ignore[assignment]
         if self.running_mean is None or self.running_var is None:
             raise ValueError("BatchNorm.coefficients: running statistics must be there, got None")
-        scale = (self.running_var + own.eps).rsqrt()
+        scale = (self.running_var.to(ops.statistics_dtype(self.running_var.dtype)) + own.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shift = -self.running_mean * scale
         return scale, shift if self.bias is None else shift + self.bias

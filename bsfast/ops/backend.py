@@ -6,13 +6,15 @@ import torch
 
 from bsfast.ops.cuda import load_cuda
 from bsfast.ops.library import CPU_WHY_NOT
+from bsfast.ops.triton import load_triton
 
 
 class Backend(NamedTuple):
     """One implementation of the operators.
 
     Attributes:
-        name: ``"native"`` (own kernels) or ``"aten"`` (stock PyTorch operators).
+        name: ``"native"`` (own kernels in C++ and CUDA), ``"triton"`` (own kernels in Triton) or ``"aten"`` (stock
+            PyTorch operators).
         device: Device type it serves, or ``"any"``.
         why_not: Why it cannot run in this process, or None if it can.
     """
@@ -28,7 +30,8 @@ class Kernels(NamedTuple):
     Attributes:
         dtypes: Of the operands.
         operators: By name: ``"conv2d"`` with its gradients, ``"winograd"`` (both by tiles), ``"sample_grad"`` (the
-            weight gradient of every sample), ``"norm"``, ``"norm_conv2d"`` (joined with a convolution).
+            weight gradient of every sample), ``"norm"``, ``"norm_conv2d"`` (joined with a convolution), ``"layout"``
+            (conversions of the memory order).
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -36,12 +39,14 @@ class Kernels(NamedTuple):
 
 
 _ALL = frozenset({"conv2d", "winograd", "sample_grad", "norm", "norm_conv2d"})
+_CUDA = frozenset({"conv2d", "sample_grad", "norm_conv2d"})
 _KERNELS = {
     "cpu": Kernels((torch.float32, torch.float64), _ALL),
-    "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), frozenset({"conv2d"})),
+    "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), _CUDA),
 }
-# By device type. That of CUDA is found when it is first asked for: finding it starts CUDA in this process, and a forked
-# one, as of a data loader, could then not use it.
+_TRITON = Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), frozenset({"norm", "layout"}))
+# By device type, and of Triton. Those of CUDA are found when they are first asked for: finding them starts CUDA in this
+# process, and a forked one, as of a data loader, could then not use it.
 _why_not = {"cpu": CPU_WHY_NOT}
 
 
@@ -53,16 +58,26 @@ def native_why_not(device: str) -> str | None:
     return _why_not.get(device, f"no own kernels for device type {device!r}")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
+def triton_why_not() -> str | None:
+    """Say why Triton's kernels cannot run on CUDA, or None if they can."""
+    if "triton" not in _why_not:
+        _why_not["triton"] = load_triton()
+    return _why_not["triton"]
+
+
 def kernel_why_not(operator: str, device: str, dtype: torch.dtype) -> str | None:
     """Say why an operator of :class:`Kernels` has no own kernel for a device type and dtype, or None if it has."""
-    if why_not := native_why_not(device):
+    by_triton = device == "cuda" and operator in _TRITON.operators
+    if why_not := triton_why_not() if by_triton else native_why_not(device):
         return why_not
-    if dtype not in _KERNELS[device].dtypes:
+    kernels = _TRITON if by_triton else _KERNELS[device]
+    if dtype not in kernels.dtypes:
         return f"{dtype} has no own kernel"
-    return None if operator in _KERNELS[device].operators else f"no own {device} kernel does this"
+    return None if operator in kernels.operators else f"no own {device} kernel does this"
 
 
 def backends() -> tuple[Backend, ...]:
     """Return all implementations; the first that can run an operator does."""
     own = (Backend("native", device, native_why_not(device)) for device in _KERNELS)
-    return (*own, Backend("aten", "any", None))
+    return (*own, Backend("triton", "cuda", triton_why_not()), Backend("aten", "any", None))

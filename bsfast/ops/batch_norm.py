@@ -25,7 +25,7 @@ def plan_batch_norm(x: Tensor, *operands: Tensor | None) -> plan.Plan:
 
     Args:
         x: The activations.
-        operands: The others: weight, bias, residual.
+        operands: The others: weight and bias, of their dtype or of :func:`statistics_dtype`, and residual.
 
     Returns:
         Algorithm ``"native"``, or ``"aten"`` where the stock operators must run.
@@ -33,7 +33,8 @@ def plan_batch_norm(x: Tensor, *operands: Tensor | None) -> plan.Plan:
     present = [t for t in operands if t is not None]
     if torch.compiler.is_compiling() or transforms_active():
         return plan.Plan("aten", "function transforms, forward mode and torch.compile go through stock operators")
-    if any(t.dtype != x.dtype or t.device != x.device for t in present):
+    fit = (x.dtype, statistics_dtype(x.dtype))
+    if any(t.device != x.device or t.dtype not in fit[: 1 if t.dim() == 5 else 2] for t in present):
         return plan.Plan("aten", "operands of different dtypes or devices")
     memory = "batch-last" if is_batch_last(x) else "contiguous" if x.is_contiguous() else "neither memory order"
     if x.dim() != 5 or any(t.dim() == 5 and t.stride() != x.stride() for t in present):
@@ -68,10 +69,15 @@ def batch_norm(
 
     Returns:
         The result, shape of ``x``, and mean and variance (divided by the number of elements) of the batch, ``(M, C)``,
-        both without gradients.
+        both without gradients and of :func:`statistics_dtype`.
     """
     result: tuple[Tensor, Tensor, Tensor] = _BatchNorm.apply(x, weight, bias, residual, eps, relu, moments)  # type: ignore[no-untyped-call]
     return result
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the statistics and coefficients of activations: float32 where these have 16 bits."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def composite(
@@ -99,7 +105,8 @@ class _BatchNorm(torch.autograd.Function):
         moments: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y = torch.empty_like(x)
-        scale, shift, inv, *own = (x.new_empty(x.shape[0], x.shape[2]) for _ in range(3 if moments else 5))
+        sizes, dtype = (x.shape[0], x.shape[2]), statistics_dtype(x.dtype)
+        scale, shift, inv, *own = (x.new_empty(sizes, dtype=dtype) for _ in range(3 if moments else 5))
         (mean, variance), coefficients = moments or own, (scale, shift, inv)
         flat = [None if t is None else t.contiguous() for t in (weight, bias)]
         torch.ops.bsfast.batch_norm_out(

@@ -137,3 +137,10 @@ def _outside_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def autocasts(device: str) -> bool:
     """Say whether autocast is on for a device type."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def taken_dtype(operand: Tensor) -> torch.dtype:
+    """Say in which dtype a convolution takes an operand: autocast casts floating-point ones, float64 excepted."""
+    device, own = operand.device.type, operand.dtype
+    casts = autocasts(device) and operand.is_floating_point() and own != torch.float64
+    return torch.get_autocast_dtype(device) if casts else own

@@ -11,11 +11,10 @@ Batch-last activations (:mod:`bsfast.layout`) give batch-last results, any other
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from bsfast.ops import check, conv2d_derivatives, conv2d_kernels, conv2d_stock
-from bsfast.ops.bilinear import Bilinear, autocasts, register
+from bsfast.ops.bilinear import Bilinear, autocasts, register, taken_dtype
 
 Pair = tuple[int, int]
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
@@ -83,7 +82,7 @@ def conv2d(
     """  # noqa: DOC502
     settings = check.geometry("conv2d", stride, padding, dilation, groups)
     if autocasts(x.device.type):
-        x, weight = _cast(x), _cast(weight)
+        x, weight = x.to(taken_dtype(x)), weight.to(taken_dtype(weight))
     check.same_kind("conv2d", x=x, weight=weight)
     check.conv2d_shapes("conv2d", x.shape, weight.shape, *settings[1:])
     return _conv2d(x, weight, *settings)
@@ -163,13 +162,6 @@ def conv2d_weight_grad(
     check.conv2d_shapes("conv2d_weight_grad", x.shape, weight_shape, *settings[1:])
     _check_grad("conv2d_weight_grad", grad, conv2d_kernels.output_shape(x.shape, weight_shape, *settings[:3]))
     return _weight_grad(x, grad, kernel, *settings)
-
-
-def _cast(operand: Tensor) -> Tensor:
-    """Cast as autocast does a stock convolution's operands: floating-point ones, float64 excepted."""
-    if not operand.is_floating_point() or operand.dtype == torch.float64:
-        return operand
-    return operand.to(torch.get_autocast_dtype(operand.device.type))
 
 
 def _check_grad(function: str, grad: Tensor, shape: Sequence[int]) -> None:

@@ -18,12 +18,8 @@ def load_cuda() -> str | None:
     Returns:
         Why they cannot be used, or None if they can.
     """
-    if os.environ.get("BSFAST_NATIVE") == "0":
-        return "switched off by BSFAST_NATIVE=0"
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
-        return "no CUDA device, or no driver for it, is visible to torch"
+    if why_not := why_no_device():
+        return why_not
     named = os.environ.get(VARIABLE)
     path = Path(named).absolute() if named else Path(__file__).parent.parent / "lib" / "libbsfast_cuda.so"
     if not path.is_file():
@@ -35,6 +31,15 @@ def load_cuda() -> str | None:
     except (OSError, AttributeError, ValueError) as error:
         return f"{path.name} cannot be loaded: {error}"
     return why_not
+
+
+def why_no_device() -> str | None:
+    """Say why no own kernel of whatever kind can run on CUDA, or None if one might."""
+    if os.environ.get("BSFAST_NATIVE") == "0":
+        return "switched off by BSFAST_NATIVE=0"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return None if torch.cuda.is_available() else "no CUDA device, or no driver for it, is visible to torch"
 
 
 def architectures(path: Path) -> list[tuple[int, int]]:

@@ -41,6 +41,7 @@ LIBRARY.define(
     "sample_norm_grad_out(Tensor x, Tensor y, Tensor grad, Tensor? scale, Tensor mean, Tensor inv, Tensor(a!) x_grad, "
     "Tensor(b!) scale_grad, Tensor(c!) shift_grad, int groups, float slope) -> ()"
 )
+LIBRARY.define("transpose_out(Tensor x, Tensor(a!) out) -> ()")
 
 
 def _load_cpu() -> str | None:

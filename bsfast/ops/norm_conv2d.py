@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bsfast.ops import conv2d_kernels, plan
 from bsfast.ops.backend import kernel_why_not
-from bsfast.ops.batch_norm import composite, plan_batch_norm
-from bsfast.ops.bilinear import autocasts
+from bsfast.ops.batch_norm import composite, plan_batch_norm, statistics_dtype
+from bsfast.ops.bilinear import taken_dtype
 from bsfast.ops.composition import composed_grads, must_compose
 from bsfast.ops.conv2d import conv2d
 from bsfast.ops.functorch import transforms_active
@@ -72,14 +72,18 @@ def plan_norm_conv2d(
     Returns:
         Algorithm ``"native"``, or ``"aten"`` where the parts must run one by one.
     """
-    given = [weight, bias] if norm is None else [weight, bias, norm.weight, norm.bias]
-    present = [t for t in given if t is not None]
-    if torch.compiler.is_compiling() or transforms_active() or autocasts(x.device.type):
-        return plan.Plan("aten", "function transforms, forward mode, autocast and torch.compile take the parts")
-    if any(t.dtype != x.dtype or t.device != x.device for t in present):
+    given = [bias] if norm is None else [bias, norm.weight, norm.bias]
+    coefficients = [t for t in given if t is not None]
+    if torch.compiler.is_compiling() or transforms_active():
+        return plan.Plan("aten", "function transforms, forward mode and torch.compile take the parts")
+    dtype = taken_dtype(x)
+    same = taken_dtype(weight) == dtype and all(t.device == x.device for t in (weight, *coefficients))
+    if not same or any(t.dtype not in {dtype, statistics_dtype(dtype)} for t in coefficients):
         return plan.Plan("aten", "operands of different dtypes or devices")
-    if why_not := kernel_why_not("norm_conv2d", x.device.type, x.dtype):
+    if why_not := kernel_why_not("norm_conv2d", x.device.type, dtype):
         return plan.Plan("aten", why_not)
+    if norm is not None and x.dtype != dtype:
+        return plan.Plan("aten", f"autocast normalises {x.dtype} and convolves {dtype}")
     if norm is not None and (before := plan_batch_norm(x, norm.weight, norm.bias)).algorithm != "native":
         return before
     chosen = _plan_conv2d(x, weight, geometry)
@@ -91,7 +95,8 @@ def norm_conv2d(
 ) -> Convolved:
     """Convolve every branch, after a normalisation if one is given, and describe the result.
 
-    Only for operands for which :func:`plan_norm_conv2d` says ``"native"``.
+    Only for operands for which :func:`plan_norm_conv2d` says ``"native"``. Under autocast x and weight are cast as a
+    stock convolution's; statistics are float32 where activations have 16 bits, and so may bias and ``norm`` be.
 
     Args:
         x: Shape ``(M, N, C_in, H, W)``, or without a normalisation ``(N, C_in, H, W)`` if shared by all branches.
@@ -103,13 +108,16 @@ def norm_conv2d(
     Returns:
         The result with its moments.
     """
+    own, weight = x.to(taken_dtype(x)), weight.to(taken_dtype(weight))
+    # A cast x is the convolution's alone.
+    takes_more = x.requires_grad and own is x
     if norm is None:
-        y, *moments, passed = _NormConv2d.apply(x, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
-        return Convolved(y, (moments[0], moments[1]), None, passed if x.requires_grad else x)
-    mean, variance = norm.moments or (x.new_empty(x.shape[0], x.shape[2]) for _ in range(2))
-    operands = (x, weight, bias, norm.weight, norm.bias, (mean, variance, norm.moments is not None))
+        y, *moments, passed = _NormConv2d.apply(own, weight, bias, None, None, None, 0.0, False, tuple(geometry))  # type: ignore[no-untyped-call]
+        return Convolved(y, (moments[0], moments[1]), None, passed if takes_more else x)
+    mean, variance = norm.moments or (_of_channels(x, x.shape[0], x.shape[2]) for _ in range(2))
+    operands = (own, weight, bias, norm.weight, norm.bias, (mean, variance, norm.moments is not None))
     y, *moments, passed = _NormConv2d.apply(*operands, norm.eps, norm.relu, tuple(geometry))  # type: ignore[no-untyped-call]
-    return Convolved(y, (moments[0], moments[1]), (mean, variance), passed if x.requires_grad else x)
+    return Convolved(y, (moments[0], moments[1]), (mean, variance), passed if takes_more else x)
 
 
 def folded_conv2d(
@@ -126,7 +134,7 @@ def folded_conv2d(
     """Convolve every branch and store act(scale y + bias + residual) at once; without gradients.
 
     Args:
-        x: As for :func:`norm_conv2d`, which must be ``"native"``.
+        x: As for :func:`norm_conv2d`, which must be ``"native"``; cast as there.
         weight: Shape ``(M, C_out, C_in / groups, kH, kW)``.
         scale: Shape ``(M, C_out)``, or None for 1.
         bias: Shape ``(M, C_out)``, or None for 0.
@@ -138,12 +146,12 @@ def folded_conv2d(
     Returns:
         Shape ``(M, N, C_out, H_out, W_out)``.
     """
+    x, weight = x.to(taken_dtype(x)), weight.to(taken_dtype(weight))
     beside = {"residual": residual, "mask": mask}
     after: dict[str, Any] = {
         name: None if other is None else conv2d_kernels.in_order_of(other, x) for name, other in beside.items()
     }
-    coefficients = {"out_scale": scale, "bias": bias}
-    after |= {name: None if t is None else t.contiguous() for name, t in coefficients.items()} | {"relu": relu}
+    after |= {"out_scale": _coefficient(scale, x), "bias": _coefficient(bias, x), "relu": relu}
     return conv2d_kernels.native_conv2d(x, weight, geometry, winograd=_plan_conv2d(x, weight, geometry).tile, **after)
 
 
@@ -178,7 +186,17 @@ def folded_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, geometry: Sequen
 
 
 def _plan_conv2d(x: Tensor, weight: Tensor, geometry: Sequence[Any]) -> plan.Plan:
-    return plan.conv2d(conv2d_kernels.problem(x, x.shape, weight.shape, *geometry))
+    problem = conv2d_kernels.problem(x, x.shape, weight.shape, *geometry)
+    return plan.conv2d(problem._replace(dtype=taken_dtype(x)))
+
+
+def _of_channels(x: Tensor, *size: int) -> Tensor:
+    return x.new_empty(size, dtype=statistics_dtype(x.dtype))
+
+
+def _coefficient(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """As the kernels take it for activations like x."""
+    return None if t is None else t.to(statistics_dtype(x.dtype)).contiguous()
 
 
 class _NormConv2d(torch.autograd.Function):
@@ -200,15 +218,14 @@ class _NormConv2d(torch.autograd.Function):
         if statistics is not None:
             mean, variance, known = statistics
             coefficients = [torch.empty_like(mean) for _ in range(3)]
-            flat = [None if t is None else t.contiguous() for t in (scale, shift)]
+            flat = [_coefficient(t, x) for t in (scale, shift)]
             torch.ops.bsfast.batch_norm_out(x, *flat, None, None, mean, variance, *coefficients, eps, relu, known)
             around = {"scale": coefficients[0], "shift": coefficients[1], "rectify": relu}
             coefficients = [mean, *coefficients]
-        moments = [x.new_empty(weight.shape[:2]) for _ in range(2)]
-        flat_bias = None if bias is None else bias.contiguous()
+        moments = [_of_channels(x, *weight.shape[:2]) for _ in range(2)]
         around["winograd"] = _plan_conv2d(x, weight, geometry).tile
         y = conv2d_kernels.native_conv2d(
-            x, weight, geometry, **around, bias=flat_bias, mean=moments[0], variance=moments[1]
+            x, weight, geometry, **around, bias=_coefficient(bias, x), mean=moments[0], variance=moments[1]
         )
         ctx.save_for_backward(x, weight, bias, scale, shift, *coefficients)
         ctx.eps, ctx.relu, ctx.geometry = eps, relu, geometry
@@ -230,7 +247,7 @@ class _NormConv2d(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * 5
         grad = conv2d_kernels.in_order_of(grad, x)
         if needs[2]:
-            grads[2] = grad.sum((1, 3, 4))
+            grads[2] = grad.sum((1, 3, 4), dtype=bias.dtype)
         if needs[1]:
             around = {"scale": coefficients[1], "shift": coefficients[2], "rectify": ctx.relu} if coefficients else {}
             grads[1] = conv2d_kernels.weight_grad(x, grad, weight.shape[-2:], *geometry, **around)
@@ -242,7 +259,8 @@ class _NormConv2d(torch.autograd.Function):
                 scale_grad, shift_grad = (torch.empty_like(coefficients[0]) for _ in range(2))
                 own = (x_grad, *coefficients, x_grad, scale_grad, shift_grad)
                 torch.ops.bsfast.batch_norm_grad_out(x, None, *own, None, ctx.relu)
-                grads[3:] = [None if scale is None else scale_grad, None if shift is None else shift_grad]
+                pairs = ((scale, scale_grad), (shift, shift_grad))
+                grads[3:] = [None if t is None else t_grad.to(t.dtype) for t, t_grad in pairs]
                 grads[0] = x_grad if passed is None else x_grad + passed
         return (*grads, *[None] * 4)
 
@@ -260,4 +278,4 @@ def _composite(
     stride, padding, dilation, groups = geometry
     source = x if norm is None else composite(x, scale, shift, None, *norm)
     y = conv2d(source, weight, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return y if bias is None else y + bias[:, None, :, None, None]
+    return y if bias is None else y + bias[:, None, :, None, None].to(y.dtype)

@@ -279,6 +279,8 @@ def norm(*, device: str, dtype: torch.dtype, memory: str, has_kernel: bool, piec
     for why_not, applies in refusals:
         if applies and why_not is not None:
             return _note(Plan("aten", why_not))
+    if device == "cuda":
+        return _note(Plan("native", f"{memory}: Triton kernels, whose programs share out {piece}"))
     return _note(Plan("native", f"{memory}: {piece} is normalised while it is in cache"))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bsfast.layout import is_batch_last
 from bsfast.ops import plan
+from bsfast.ops.batch_norm import statistics_dtype
 from bsfast.ops.composition import composed_grads, must_compose
 from bsfast.ops.functorch import transforms_active
 
@@ -22,14 +23,17 @@ def plan_sample_norm(x: Tensor, *coefficients: Tensor | None) -> plan.Plan:
 
     Args:
         x: The activations.
-        coefficients: Scale and shift.
+        coefficients: Scale and shift, of its dtype or, one of a channel, of :func:`statistics_dtype`.
 
     Returns:
         Algorithm ``"native"``, or ``"aten"`` where the stock operators must run.
     """
     if torch.compiler.is_compiling() or transforms_active():
         return plan.Plan("aten", "function transforms, forward mode and torch.compile go through stock operators")
-    if any(t.dtype != x.dtype or t.device != x.device for t in coefficients if t is not None):
+    fit = (x.dtype, statistics_dtype(x.dtype))  # what each sample has of its own is computed in x's dtype
+    if any(
+        t.device != x.device or t.dtype not in fit[: 2 if t.dim() == 2 else 1] for t in coefficients if t is not None
+    ):
         return plan.Plan("aten", "operands of different dtypes or devices")
     memory = "batch-last" if is_batch_last(x) else "contiguous" if x.is_contiguous() else "neither memory order"
     if x.dim() != 5:
@@ -96,7 +100,7 @@ def composite(
     shape = (len(x), -1, x.shape[2], 1, 1)
     scale, shift = (None if t is None else t.reshape(shape) for t in (scale, shift))
     y = y if scale is None else y * scale
-    y = y if shift is None else y + shift
+    y = (y if shift is None else y + shift).to(x.dtype)
     return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
 
 
@@ -131,7 +135,7 @@ class _SampleNorm(torch.autograd.Function):
         num_groups, _eps, negative_slope = ctx.settings
         same = grad if grad.stride() == x.stride() else torch.empty_like(x).copy_(grad)
         x_grad = torch.empty_like(x)
-        scale_grad, shift_grad = (_empty_per_sample(x, x.shape[2], x.dtype) for _ in range(2))
+        scale_grad, shift_grad = (_empty_per_sample(x, x.shape[2], statistics_dtype(x.dtype)) for _ in range(2))
         torch.ops.bsfast.sample_norm_grad_out(
             x,
             x if y is None else y,

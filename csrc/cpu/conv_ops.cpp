@@ -118,15 +118,6 @@ void check_tile(const char* op, const ConvShape& s, int64_t tile) {
                   "batch-last memory");
 }
 
-// Checks the coefficients with which x is read.
-void check_prologue(const char* op, const ConvShape& s, ScalarType dtype, const Optional& scale,
-                    const Optional& shift) {
-  STD_TORCH_CHECK(scale.has_value() == shift.has_value() && !(scale && s.shared_input), op,
-                  ": scale and shift must be given together, and not for a shared x");
-  for (const Optional* t : {&scale, &shift})
-    if (*t) check_channels(op, "scale and shift", **t, s.branches, s.groups * s.in_channels, dtype);
-}
-
 template <class T>
 Prologue<T> prologue(const Optional& scale, const Optional& shift, bool rectify) {
   return {data_or_null<T>(scale), data_or_null<T>(shift), rectify};
@@ -142,11 +133,7 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
   check_size(op, "out", out, result_size(s));
   check_kinds(op, x, weight, out);
   check_prologue(op, s, x.scalar_type(), scale, shift);
-  STD_TORCH_CHECK(mean.has_value() == variance.has_value(), op, ": mean and variance must be given together");
-  for (const Optional* t : {&out_scale, &bias, &mean, &variance})
-    if (*t)
-      check_channels(op, "out_scale, bias, mean and variance", **t, s.branches, s.groups * s.out_channels,
-                     x.scalar_type());
+  check_of_result(op, s, x.scalar_type(), out_scale, bias, mean, variance);
   check_beside(op, "residual", residual, out);
   check_beside(op, "mask", mask, out);
   if (out.numel() == 0) return;

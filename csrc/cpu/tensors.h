@@ -33,12 +33,4 @@ inline void check_kinds(const char* op, const Tensor& a, const Tensor& b, const 
                   ": dtype must be float32 or float64");
 }
 
-// Checks that a tensor has one number for each of `channels` channels of each branch.
-inline void check_channels(const char* op, const char* name, const Tensor& t, int64_t branches, int64_t channels,
-                           ScalarType dtype) {
-  check_size(op, name, t, {branches, channels});
-  STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == dtype, op, ": ", name,
-                  " must be contiguous and have the activations' dtype");
-}
-
 }  // namespace bsfast

@@ -8,16 +8,11 @@
 #pragma once
 
 #include "cuda/axis.cuh"
+#include "cuda/conv_around.cuh"
 #include "cuda/device.cuh"
 #include "cuda/reduce.cuh"
 
 namespace bsfast {
-
-// Applied to the source as it is read: act(scale * x + shift), with act ReLU or nothing; the padding stays zero.
-struct Normalise {
-  const float *scale, *shift;  // [M or 1, groups * channels], or null: the source as it is
-  bool relu;
-};
 
 template <class T>
 struct GatherArguments {
@@ -29,16 +24,10 @@ struct GatherArguments {
   int samples;
   bool shared_source;  // one source for all branches
   Normalise normalise;
+  Epilogue<T> epilogue;
   float* statistics;  // [M, groups * targets, parts, 3]: count, mean, squared deviations of what is stored; or null
   int parts;          // blocks of units of one class
 };
-
-// On one multiprocessor; the most that spill no registers: 168 for a thread, on Volta 255.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
-constexpr int kGatherBlocks = 2;
-#else
-constexpr int kGatherBlocks = 3;
-#endif
 
 // Compile-time sizes. A `Kernel` of 3 is a 3x3 kernel read without gaps at every target: the thread loads all that its
 // rectangle needs of a channel once. A `Kernel` of 1 goes tap by tap, and fits every kernel, stride and dilation.
@@ -142,7 +131,7 @@ struct SourceWindow {
       }
   }
 
-  static BSFAST_DEVICE void normalise(float scale, float shift, bool relu, unsigned inside,
+  static BSFAST_DEVICE void normalise(const Normalise& normalise, float scale, float shift, unsigned inside,
                                       float (&window)[Height][Width][Tile::Samples]) {
 #pragma unroll
     for (int h = 0; h < Height; ++h)
@@ -150,8 +139,8 @@ struct SourceWindow {
       for (int w = 0; w < Width; ++w)
 #pragma unroll
         for (int v = 0; v < Tile::Samples; ++v) {
-          const float value = window[h][w][v] * scale + shift;
-          window[h][w][v] = inside >> (h * Width + w) & 1 ? (relu ? maximum(value, 0.0f) : value) : 0.0f;
+          const float value = normalise(window[h][w][v], scale, shift);  // a branch around it would cost registers
+          window[h][w][v] = inside >> (h * Width + w) & 1 ? value : 0.0f;
         }
   }
 };
@@ -231,7 +220,7 @@ BSFAST_DEVICE void write_statistics(const GatherArguments<T>& a, const GatherBlo
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(kThreads, kGatherBlocks) conv_gather(const GatherArguments<T> a) {
+__global__ void __launch_bounds__(kThreads, kResident) conv_gather(const GatherArguments<T> a) {
   constexpr int K = Tile::Kernel, V = Tile::Samples;
   float* weights = shared_memory<float>();
   float* normalise = weights + Tile::Chunk * Tile::Weights;
@@ -270,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, kGatherBlocks) conv_gather(const Gat
       if (K == 1) from += j * columns.offset_step * a.samples;
       Window::load(a, from, inside, window);
       if (a.normalise.scale != nullptr)
-        Window::normalise(normalise[s * 2], normalise[s * 2 + 1], a.normalise.relu, inside, window);
+        Window::normalise(a.normalise, normalise[s * 2], normalise[s * 2 + 1], inside, window);
       multiply<Tile>(window, weights + s * Tile::Weights, sum);
       if (K != 1) {
         ++c;
@@ -285,20 +274,22 @@ __global__ void __launch_bounds__(kThreads, kGatherBlocks) conv_gather(const Gat
   }
 
   const int64 target_plane = int64(a.rows.target) * a.columns.target * a.samples;
-  const int64 group = int64(block.branch) * a.groups + block.group;
-  T* to = a.target + (group * a.targets + block.first_target) * target_plane + n;
+  const int64 channel = (int64(block.branch) * a.groups + block.group) * a.targets + block.first_target;
 #pragma unroll
-  for (int h = 0; h < Tile::Height; ++h)
+  for (int o = 0; o < Tile::Channels; ++o) {
+    if (block.first_target + o >= a.targets) continue;
 #pragma unroll
-    for (int w = 0; w < Tile::Width; ++w) {
-      if (h >= height || w >= width) continue;
-      const int y = (q_row + h) * a.rows.classes() + block.row_class;
-      const int x = (q_column + w) * a.columns.classes() + block.column_class;
+    for (int h = 0; h < Tile::Height; ++h)
 #pragma unroll
-      for (int o = 0; o < Tile::Channels; ++o)
-        if (block.first_target + o < a.targets)
-          store(sum[h][w][o], to + o * target_plane + (int64(y) * a.columns.target + x) * a.samples);
-    }
+      for (int w = 0; w < Tile::Width; ++w) {
+        if (h >= height || w >= width) continue;
+        const int y = (q_row + h) * a.rows.classes() + block.row_class;
+        const int x = (q_column + w) * a.columns.classes() + block.column_class;
+        const int64 at = (channel + o) * target_plane + (y * a.columns.target + x) * a.samples + n;
+        a.epilogue.finish(sum[h][w][o], channel + o, at);
+        store(sum[h][w][o], a.target + at);
+      }
+  }
   if (a.statistics != nullptr) write_statistics<Tile>(a, block, sum, height, width, weights);
 }
 

@@ -71,10 +71,7 @@ BSFAST_DEVICE void stage_source(const GatherArguments<T>& a, const MatrixWindow&
         const int64 of = (a.shared_source ? int64(block.group) * a.sources + first : channel) + c;
         const float scale = a.normalise.scale[of], shift = a.normalise.shift[of];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float value = to_float(values.of[i]) * scale + shift;
-          from_float(a.normalise.relu ? maximum(value, 0.0f) : value, values.of[i]);
-        }
+        for (int i = 0; i < 8; ++i) from_float(a.normalise(to_float(values.of[i]), scale, shift), values.of[i]);
       }
     }
     *reinterpret_cast<Vector<T, 8>*>(piece_of<Tile>(rows, row, piece)) = values;
@@ -133,8 +130,75 @@ BSFAST_DEVICE void write_statistics(const GatherArguments<T>& a, const GatherBlo
   }
 }
 
+// Calls use(target, place) with the 16 bytes of the target that lie at each piece of the results in shared memory.
+template <class Tile, class T, class Use>
+BSFAST_DEVICE void each_piece(const GatherArguments<T>& a, const GatherBlock<Tile>& block, int q_row, int q_column,
+                              int height, int width, int first_sample, T* rows, Use use) {
+  const int64 plane = int64(a.rows.target) * a.columns.target * a.samples;
+  const int64 channel = (int64(block.branch) * a.groups + block.group) * a.targets + block.first_target;
+  for (int at = int(threadIdx.x); at < Tile::OutputRows * Tile::Pieces; at += kThreads) {
+    const int piece = at % Tile::Pieces, row = at / Tile::Pieces, o = row % Tile::Channels, p = row / Tile::Channels;
+    const int h = p / Tile::Width, w = p % Tile::Width, sample = first_sample + piece * 8;
+    if (h >= height || w >= width || block.first_target + o >= a.targets || sample >= a.samples) continue;
+    const int y = (q_row + h) * a.rows.classes() + block.row_class;
+    const int x = (q_column + w) * a.columns.classes() + block.column_class;
+    use((channel + o) * plane + (int64(y) * a.columns.target + x) * a.samples + sample,
+        reinterpret_cast<Vector<T, 8>*>(piece_of<Tile>(rows, row, piece)));
+  }
+}
+
+// Applies the epilogue and stores. The results pass through shared memory, so that loads and stores are of 16 bytes:
+// the residual lies there first, where the results will.
+template <class Tile, class T>
+BSFAST_DEVICE void finish_results(const GatherArguments<T>& a, const GatherBlock<Tile>& block, int q_row, int q_column,
+                                  int height, int width, int first_sample,
+                                  const float (&sum)[Tile::Pixels][Tile::ChannelTiles][4], T* rows) {
+  const Epilogue<T>& epilogue = a.epilogue;
+  const int lane = int(threadIdx.x % kLanes), warp = int(threadIdx.x / kLanes);
+  const auto each = [&](auto use) {
+    each_piece<Tile>(a, block, q_row, q_column, height, width, first_sample, rows, use);
+  };
+  if (epilogue.residual != nullptr) {
+    __syncthreads();
+    each([&](int64 at, Vector<T, 8>* piece) {
+      *piece = *reinterpret_cast<const Vector<T, 8>*>(epilogue.residual + at);
+    });
+    __syncthreads();
+  }
+  const int64 first = (int64(block.branch) * a.groups + block.group) * a.targets + block.first_target;
+  __syncwarp();  // a warp has read, and writes, its own samples only
+#pragma unroll
+  for (int o = 0; o < Tile::ChannelTiles; ++o)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int channel = o * 8 + lane % 4 * 2 + j, last = a.targets - block.first_target - 1;
+      const float scale = epilogue.scale_of(first + min(channel, last));
+      const float bias = epilogue.bias_of(first + min(channel, last));
+#pragma unroll
+      for (int p = 0; p < Tile::Pixels; ++p)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int sample = warp * 16 + lane / 4 + i * 8;
+          T& place = piece_of<Tile>(rows, p * Tile::Channels + channel, sample / 8)[sample % 8];
+          float value = sum[p][o][i * 2 + j] * scale + bias;
+          if (epilogue.residual != nullptr) value += to_float(place);
+          from_float(epilogue.relu ? maximum(value, 0.0f) : value, place);
+        }
+    }
+  __syncthreads();
+  each([&](int64 at, Vector<T, 8>* piece) {
+    if (epilogue.mask != nullptr) {
+      const auto mask = *reinterpret_cast<const Vector<T, 8>*>(epilogue.mask + at);
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (to_float(mask.of[i]) <= 0) piece->of[i] = {};
+    }
+    *reinterpret_cast<Vector<T, 8>*>(a.target + at) = *piece;
+  });
+}
+
 template <class T, class Tile>
-__global__ void __launch_bounds__(kThreads, 3) conv_gather_matrix(const MatrixGatherArguments<T> arguments) {
+__global__ void __launch_bounds__(kThreads, kResident) conv_gather_matrix(const MatrixGatherArguments<T> arguments) {
   const GatherArguments<T>& a = arguments.gather;
   const MatrixWindow& window = arguments.window;
   const int most_rows = window.rows() > Tile::OutputRows ? window.rows() : Tile::OutputRows;
@@ -193,31 +257,10 @@ __global__ void __launch_bounds__(kThreads, 3) conv_gather_matrix(const MatrixGa
     }
   }
 
-  // Through shared memory, so that the stores are of 16 bytes; a warp has read, and writes, its own samples only.
-  __syncwarp();
-#pragma unroll
-  for (int p = 0; p < Tile::Pixels; ++p)
-#pragma unroll
-    for (int o = 0; o < Tile::ChannelTiles; ++o)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int sample = warp * 16 + lane / 4 + i / 2 * 8, channel = o * 8 + lane % 4 * 2 + i % 2;
-        from_float(sum[p][o][i], piece_of<Tile>(rows, p * Tile::Channels + channel, sample / 8)[sample % 8]);
-      }
-  __syncthreads();
-  const int64 plane = int64(a.rows.target) * a.columns.target * a.samples;
-  T* to = a.target + ((int64(block.branch) * a.groups + block.group) * a.targets + block.first_target) * plane;
-  for (int at = int(threadIdx.x); at < Tile::OutputRows * Tile::Pieces; at += kThreads) {
-    const int piece = at % Tile::Pieces, row = at / Tile::Pieces, o = row % Tile::Channels, p = row / Tile::Channels;
-    const int h = p / Tile::Width, w = p % Tile::Width, sample = first_sample + piece * 8;
-    if (h >= height || w >= width || block.first_target + o >= a.targets || sample >= a.samples) continue;
-    const int y = (q_row + h) * a.rows.classes() + block.row_class;
-    const int x = (q_column + w) * a.columns.classes() + block.column_class;
-    *reinterpret_cast<Vector<T, 8>*>(to + o * plane + (int64(y) * a.columns.target + x) * a.samples + sample) =
-        *reinterpret_cast<const Vector<T, 8>*>(piece_of<Tile>(rows, row, piece));
-  }
-  if (a.statistics != nullptr)
-    write_statistics<Tile>(a, block, rows, height, width, min(Tile::Samples, a.samples - first_sample));
+  finish_results<Tile>(a, block, q_row, q_column, height, width, first_sample, sum, rows);
+  if (a.statistics == nullptr) return;
+  if (a.epilogue.mask != nullptr) __syncthreads();
+  write_statistics<Tile>(a, block, rows, height, width, min(Tile::Samples, a.samples - first_sample));
 }
 
 }  // namespace bsfast

@@ -29,7 +29,7 @@ std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T
   static_assert(sizeof(T) == 2, "the matrix units take 16-bit storage here");
   MatrixGatherArguments<T> m{gather, {}};
   GatherArguments<T>& a = m.gather;
-  if (a.samples % 8 != 0 || !aligned(a.source, a.target, 16)) return std::nullopt;
+  if (a.samples % 8 != 0 || !aligned(16, a)) return std::nullopt;
   if (a.targets == 0 || a.sources == 0) return std::nullopt;
   std::optional<MatrixGatherArguments<T>> result;
   choose_matrix_tile(a, [&](auto tile) {

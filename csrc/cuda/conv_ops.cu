@@ -17,4 +17,6 @@ STABLE_TORCH_LIBRARY_IMPL(bsfast, CUDA, library) {
   library.impl("conv2d_out", TORCH_BOX(&bsfast::cuda::conv2d_out<CurrentDevice>));
   library.impl("conv2d_input_grad_out", TORCH_BOX(&bsfast::cuda::conv2d_input_grad_out<CurrentDevice>));
   library.impl("conv2d_weight_grad_out", TORCH_BOX(&bsfast::cuda::conv2d_weight_grad_out<CurrentDevice>));
+  library.impl("conv2d_weight_grad_per_sample_out",
+               TORCH_BOX(&bsfast::cuda::conv2d_weight_grad_per_sample_out<CurrentDevice>));
 }

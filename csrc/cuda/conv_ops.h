@@ -1,8 +1,7 @@
 // The convolution operators that bsfast/ops declares, on CUDA: checks, choice of the kernel, its start. Host code.
 //
 // A `Device` is made from an operator's name and a tensor: it makes that tensor's device current as long as it lives,
-// says whether has_matrix_units(), and is the launcher that the plans call. Of what the CPU's operators do around a
-// convolution nothing is done here; bsfast/ops/backend.py knows that.
+// says whether has_matrix_units(), and is the launcher that the plans call.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,19 +11,35 @@
 
 #include "conv_operands.h"
 #include "cuda/conv_matrix_plan.h"
+#include "cuda/conv_sample_plan.h"
+#include "cuda/statistics_plan.h"
 
 namespace bsfast::cuda {
+
+// Checks that all tensors are on one device.
+inline void check_device(const char* op, const Tensor& first, std::initializer_list<const Optional*> others) {
+  for (const Optional* t : others)
+    STD_TORCH_CHECK(!*t || ((*t)->get_device_index() == first.get_device_index() && (*t)->is_cuda() == first.is_cuda()),
+                    op, ": all tensors must be on one device");
+}
 
 inline void check_operands(const char* op, const Tensor& a, const Tensor& b, const Tensor& c) {
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.scalar_type() == c.scalar_type(), op,
                   ": all tensors must have one dtype");
-  STD_TORCH_CHECK(a.get_device_index() == b.get_device_index() && a.get_device_index() == c.get_device_index() &&
-                      a.is_cuda() == b.is_cuda() && a.is_cuda() == c.is_cuda(),
-                  op, ": all tensors must be on one device");
+  const Optional others[] = {b, c};
+  check_device(op, a, {&others[0], &others[1]});
 }
 
 inline void refuse(const char* op, bool given, const char* what) {
-  STD_TORCH_CHECK(!given, op, ": ", what, " must be left out on CUDA; the operators around a convolution do it");
+  STD_TORCH_CHECK(!given, op, ": ", what, " must be left out on CUDA");
+}
+
+// Checks what is read beside a result: it has the result's shape, dtype, device and order in memory.
+inline void check_beside(const char* op, const char* name, const Optional& other, const Tensor& out) {
+  if (!other) return;
+  check_size(op, name, *other, Ints(out.sizes().begin(), out.sizes().end()));
+  check_operands(op, *other, out, out);
+  check_batch_last(*other, op, name);
 }
 
 // Calls use(number of the kernels' type) for the dtype of a tensor.
@@ -42,17 +57,24 @@ void with_storage(const char* op, const Tensor& t, Use use) {
   }
 }
 
-template <class Device>
-void gather(const Device& device, const char* op, const ConvShape& s, bool transposed, const Tensor& source,
-            const Tensor& weight, const Tensor& target) {
-  with_storage(op, source, [&](auto zero) {
-    using T = decltype(zero);
-    const auto a = gather_arguments<T>(s, transposed, data<T>(source), data<T>(weight), result<T>(target));
-    if constexpr (sizeof(T) == 2)
-      if (device.has_matrix_units())
-        if (const auto m = matrix_arguments(a)) return conv_gather_matrix(s, *m, device);
-    conv_gather(s, a, device);
-  });
+// Starts a convolution or its transpose on the units that fit it; with `mean`, then the merging of its statistics.
+template <class T, class Device>
+void gather(const Device& device, const ConvShape& s, GatherArguments<T> a, const Tensor& target, const Optional& mean,
+            const Optional& variance) {
+  const auto described = [&](GatherArguments<T>& chosen, auto start) {
+    if (!mean) return start();
+    // Freed in the order of the stream, so that it may be before the kernels have run.
+    const Ints size{mean->numel(), chosen.parts, 3};
+    const Tensor partial = torch::stable::new_empty(target, size, ScalarType::Float);
+    chosen.statistics = result<float>(partial);
+    start();
+    merge_statistics({chosen.statistics, result<float>(*mean), result<float>(*variance), size[0], chosen.parts},
+                     device);
+  };
+  if constexpr (sizeof(T) == 2)
+    if (device.has_matrix_units())
+      if (auto m = matrix_arguments(a)) return described(m->gather, [&] { conv_gather_matrix(s, *m, device); });
+  described(a, [&] { conv_gather(s, a, device); });
 }
 
 template <class Device>
@@ -65,14 +87,24 @@ void conv2d_out(const Tensor& x, const Tensor& weight, Tensor out, Ints stride, 
   const ConvShape s = describe(op, x.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_size(op, "out", out, result_size(s));
   check_operands(op, x, weight, out);
+  check_device(op, x, {&scale, &shift, &out_scale, &bias, &mean, &variance});
+  check_prologue(op, s, ScalarType::Float, scale, shift);
+  check_of_result(op, s, ScalarType::Float, out_scale, bias, mean, variance);
+  check_beside(op, "residual", residual, out);
+  check_beside(op, "mask", mask, out);
   refuse(op, winograd != 0, "winograd");
-  refuse(op, scale || shift || rectify, "scale, shift and rectify");
-  refuse(op, out_scale || bias || residual || relu || mask, "out_scale, bias, residual, relu and mask");
-  refuse(op, mean || variance, "mean and variance");
   if (out.numel() == 0) return;
   check_batch_last(x, op, "x");
   check_batch_last(out, op, "out");
-  gather(Device(op, x), op, s, false, x, weight, out);
+  const Device device(op, x);
+  with_storage(op, x, [&](auto zero) {
+    using T = decltype(zero);
+    const Normalise before{data_or_null<float>(scale), data_or_null<float>(shift), rectify};
+    const Epilogue<T> after{data_or_null<float>(out_scale), data_or_null<float>(bias), data_or_null<T>(residual),
+                            data_or_null<T>(mask), relu};
+    const auto a = gather_arguments<T>(s, false, data<T>(x), data<T>(weight), result<T>(out), before, after);
+    gather(device, s, a, out, mean, variance);
+  });
 }
 
 template <class Device>
@@ -84,12 +116,19 @@ void conv2d_input_grad_out(const Tensor& grad, const Tensor& weight, Tensor out,
   const ConvShape s = describe(op, out.sizes(), weight.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_operands(op, grad, weight, out);
+  check_beside(op, "residual", residual, out);
+  check_beside(op, "mask", mask, out);
   refuse(op, winograd != 0, "winograd");
-  refuse(op, residual || mask, "residual and mask");
   if (out.numel() == 0) return;
   check_batch_last(grad, op, "grad");
   check_batch_last(out, op, "out");
-  gather(Device(op, grad), op, s, true, grad, weight, out);
+  const Device device(op, grad);
+  with_storage(op, grad, [&](auto zero) {
+    using T = decltype(zero);
+    const Epilogue<T> after{nullptr, nullptr, data_or_null<T>(residual), data_or_null<T>(mask), false};
+    const auto a = gather_arguments<T>(s, true, data<T>(grad), data<T>(weight), result<T>(out), {}, after);
+    gather(device, s, a, out, {}, {});
+  });
 }
 
 template <class Device>
@@ -101,8 +140,9 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
   const ConvShape s = describe(op, x.sizes(), out.sizes(), stride, padding, dilation, groups);
   check_size(op, "grad", grad, result_size(s));
   check_operands(op, x, grad, out);
+  check_device(op, x, {&scale, &shift});
+  check_prologue(op, s, ScalarType::Float, scale, shift);
   refuse(op, winograd != 0, "winograd");
-  refuse(op, scale || shift || rectify, "scale, shift and rectify");
   refuse(op, patches, "patches");
   if (out.numel() == 0) return;
   check_batch_last(x, op, "x");
@@ -110,12 +150,29 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
   const Device device(op, x);
   with_storage(op, x, [&](auto zero) {
     using T = decltype(zero);
-    auto a = weight_grad_arguments<T>(s, data<T>(x), data<T>(grad));
-    // Freed in the order of the stream, so that it may be before the kernels have run.
+    const Normalise before{data_or_null<float>(scale), data_or_null<float>(shift), rectify};
+    auto a = weight_grad_arguments<T>(s, data<T>(x), data<T>(grad), before);
     const Ints size{a.parts, out.numel()};
     const Tensor partial = torch::stable::new_empty(out, size, ScalarType::Float);
     a.partial = result<float>(partial);
     conv_weight_grad(s, a, result<T>(out), device);
+  });
+}
+
+template <class Device>
+void conv2d_weight_grad_per_sample_out(const Tensor& x, const Tensor& grad, Tensor out, Ints stride, Ints padding,
+                                       Ints dilation, int64_t groups) {
+  constexpr const char* op = "conv2d_weight_grad_per_sample_out";
+  const ConvShape s = describe_per_sample(op, x, grad, out, stride, padding, dilation, groups);
+  check_operands(op, x, grad, out);
+  if (out.numel() == 0) return;
+  check_batch_last(x, op, "x");
+  check_batch_last(grad, op, "grad");
+  const Device device(op, x);
+  with_storage(op, x, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t seeds = out.size(5) / s.samples;
+    conv_sample_grad(s, sample_grad_arguments<T>(s, seeds, data<T>(x), data<T>(grad), result<T>(out)), device);
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -25,9 +26,23 @@ inline int narrow(const char* what, int64_t value) {
                               std::to_string(value));
 }
 
-// Whether vectors of so many bytes lie at both addresses, which views of larger tensors need not.
-inline bool aligned(const void* a, const void* b, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(a) % bytes == 0 && reinterpret_cast<uintptr_t>(b) % bytes == 0;
+// Whether vectors of so many bytes lie at all addresses, which views of larger tensors need not.
+inline bool aligned(size_t bytes, std::initializer_list<const void*> addresses) {
+  for (const void* address : addresses)
+    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) return false;
+  return true;
+}
+
+// Whether vectors of so many bytes lie at the operands, and at what is read beside the target.
+template <class T>
+bool aligned(size_t bytes, const GatherArguments<T>& a) {
+  return aligned(bytes, {a.source, a.target, a.epilogue.residual, a.epilogue.mask});
+}
+
+// Throws unless offsets within a channel, and within the weights of a group, fit 32 bits.
+inline void check_channel(const ConvShape& s) {
+  narrow("elements of one channel", (s.size[0] + 2 * s.padding[0]) * (s.size[1] + 2 * s.padding[1]) * s.samples);
+  narrow("taps of one weight", s.in_channels * s.out_channels * s.taps());
 }
 
 inline Axis axis_of(const ConvShape& s, bool transposed, int i) {
@@ -35,6 +50,11 @@ inline Axis axis_of(const ConvShape& s, bool transposed, int i) {
   narrow("the padded image", in + 2 * s.padding[i] + s.dilation[i] * s.kernel[i] + s.stride[i]);
   return {int(transposed ? out : in), int(transposed ? in : out), int(s.kernel[i]), int(s.stride[i]),
           int(s.padding[i]),          int(s.dilation[i]),         transposed};
+}
+
+inline Range range_of(const ConvShape& s, int i) {
+  const Axis axis = axis_of(s, false, i);
+  return {axis.source, axis.target, axis.kernel, axis.stride, axis.padding, axis.dilation};
 }
 
 // A sum over branches is one over the channels of a single branch, which batch-last memory holds side by side.
@@ -63,7 +83,7 @@ void choose_gather_tile(const GatherArguments<T>& a, Use use) {
   const auto dense = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
   // Six target channels at a time where that leaves fewer idle.
   const bool six = (a.targets + 5) / 6 * 6 < (a.targets + 7) / 8 * 8;
-  if (a.samples % 2 != 0 || !aligned(a.source, a.target, 2 * sizeof(T))) return use(GatherTile<1, 4, 8, 1, 1>{});
+  if (a.samples % 2 != 0 || !aligned(2 * sizeof(T), a)) return use(GatherTile<1, 4, 8, 1, 1>{});
   if (dense(a.rows) && dense(a.columns))
     return six ? use(GatherTile<2, 2, 6, 2, 3>{}) : use(GatherTile<2, 2, 8, 2, 3>{});
   return six ? use(GatherTile<1, 4, 6, 2, 1>{}) : use(GatherTile<1, 4, 8, 2, 1>{});
@@ -72,12 +92,15 @@ void choose_gather_tile(const GatherArguments<T>& a, Use use) {
 // Convolution, or with `transposed` its input gradient, whose source is the output's gradient; pointers as in
 // GatherArguments. launch(kernel, grid, arguments) starts a kernel.
 template <class T>
-GatherArguments<T> gather_arguments(ConvShape s, bool transposed, const T* source, const T* weight, T* target) {
+GatherArguments<T> gather_arguments(ConvShape s, bool transposed, const T* source, const T* weight, T* target,
+                                    const Normalise& normalise = {}, const Epilogue<T>& epilogue = {}) {
   if (transposed) s = fold_shared_input(s);
   GatherArguments<T> a{};
   a.source = source;
   a.weight = weight;
   a.target = target;
+  a.normalise = normalise;
+  a.epilogue = epilogue;
   a.rows = axis_of(s, transposed, 0);
   a.columns = axis_of(s, transposed, 1);
   a.groups = narrow("groups", s.groups);
@@ -85,8 +108,7 @@ GatherArguments<T> gather_arguments(ConvShape s, bool transposed, const T* sourc
   a.targets = narrow("channels", transposed ? s.in_channels : s.out_channels);
   a.samples = narrow("the number of samples", s.samples);
   a.shared_source = s.shared_input;
-  narrow("elements of one channel", (s.size[0] + 2 * s.padding[0]) * (s.size[1] + 2 * s.padding[1]) * s.samples);
-  narrow("taps of one weight", s.in_channels * s.out_channels * s.taps());
+  check_channel(s);
   choose_gather_tile(a, [&](auto tile) { a.parts = gather_parts<T, decltype(tile)>(a); });
   return a;
 }
@@ -116,7 +138,7 @@ constexpr int64_t kLeastUnits = 8 * kThreads;  // of a part: else the reduction 
 template <class T, class Use>
 void choose_weight_grad_tile(const WeightGradArguments<T>& a, Use use) {
   const bool six = (a.out_channels + 5) / 6 * 6 < (a.out_channels + 7) / 8 * 8;
-  if (a.samples % 2 != 0 || !aligned(a.x, a.grad, 2 * sizeof(T))) return use(WeightGradTile<8, 8, 1>{});
+  if (a.samples % 2 != 0 || !aligned(2 * sizeof(T), {a.x, a.grad})) return use(WeightGradTile<8, 8, 1>{});
   return six ? use(WeightGradTile<6, 8, 2>{}) : use(WeightGradTile<8, 8, 2>{});
 }
 
@@ -130,24 +152,21 @@ int64_t weight_grad_blocks(const WeightGradArguments<T>& a) {
 
 // The caller sets `partial` to memory for parts * weights floats.
 template <class T>
-WeightGradArguments<T> weight_grad_arguments(const ConvShape& s, const T* x, const T* grad) {
+WeightGradArguments<T> weight_grad_arguments(const ConvShape& s, const T* x, const T* grad,
+                                             const Normalise& normalise = {}) {
   WeightGradArguments<T> a{};
-  const auto range = [&s](int i) {
-    const Axis axis = axis_of(s, false, i);
-    return Range{axis.source, axis.target, axis.kernel, axis.stride, axis.padding, axis.dilation};
-  };
   a.x = x;
   a.grad = grad;
-  a.rows = range(0);
-  a.columns = range(1);
+  a.normalise = normalise;
+  a.rows = range_of(s, 0);
+  a.columns = range_of(s, 1);
   a.branches = narrow("branches", s.branches);
   a.groups = narrow("groups", s.groups);
   a.in_channels = narrow("channels", s.in_channels);
   a.out_channels = narrow("channels", s.out_channels);
   a.samples = narrow("the number of samples", s.samples);
   a.shared_input = s.shared_input;
-  narrow("elements of one channel", (s.size[0] + 2 * s.padding[0]) * (s.size[1] + 2 * s.padding[1]) * s.samples);
-  narrow("taps of one weight", s.in_channels * s.out_channels * s.taps());
+  check_channel(s);
   choose_weight_grad_tile(a, [&](auto tile) {
     using Tile = decltype(tile);
     const int64_t blocks = weight_grad_blocks<T, Tile>(a),

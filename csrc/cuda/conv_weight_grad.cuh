@@ -6,20 +6,18 @@
 // end. The sums of the parts are added up by a second kernel, so that every sum has one order.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/conv_around.cuh"
+#include "cuda/conv_rows.cuh"
 #include "cuda/reduce.cuh"
 
 namespace bsfast {
 
-struct Range {  // what one axis of a convolution reads
-  int source, target, kernel, stride, padding, dilation;
-};
-
 template <class T>
 struct WeightGradArguments {
-  const T* x;      // [M or 1, groups * C_in, H, W, N]
-  const T* grad;   // [M, groups * C_out, H_out, W_out, N]
-  float* partial;  // [parts, M, groups * C_out, C_in, kH, kW]
+  const T* x;           // [M or 1, groups * C_in, H, W, N]
+  const T* grad;        // [M, groups * C_out, H_out, W_out, N]
+  float* partial;       // [parts, M, groups * C_out, C_in, kH, kW]
+  Normalise normalise;  // of x
   Range rows, columns;
   int branches, groups, in_channels, out_channels;  // channels of one group
   int samples;
@@ -27,17 +25,11 @@ struct WeightGradArguments {
   int parts;
 };
 
-// A row of the input's side: where it reads, relative to a position's first tap without padding.
-struct InputRow {
-  int64 offset;
-  int row, column;
-};
-
 template <int Channels_, int Rows_, int Samples_>
 struct WeightGradTile {
   static constexpr int Channels = Channels_, Rows = Rows_;
   static constexpr int Samples = Samples_;  // of a vector
-  static constexpr int SharedBytes = Rows * int(sizeof(InputRow)) + kWarps * Rows * int(sizeof(float));
+  static constexpr int SharedBytes = Rows * int(sizeof(InputRow)) + (kWarps + 2) * Rows * int(sizeof(float));
 };
 
 // Counts a thread's units, kThreads apart, without a division for each.
@@ -70,7 +62,7 @@ struct UnitCounter {
 };
 
 // On one multiprocessor; the most that spill no registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 750 || __CUDA_ARCH__ >= 1200)
 constexpr int kWeightGradBlocks = 2;
 #else
 constexpr int kWeightGradBlocks = 3;
@@ -81,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, kWeightGradBlocks) conv_weight_grad(
   constexpr int Q = Tile::Channels, K = Tile::Rows, V = Tile::Samples;
   InputRow* input_rows = shared_memory<InputRow>();
   float* reduction = reinterpret_cast<float*>(input_rows + K);
+  float* coefficients = reduction + kWarps * K;  // scale and shift of each row
   const int taps = a.rows.kernel * a.columns.kernel, all_rows = a.in_channels * taps;
   unsigned rest = blockIdx.x;
   const auto next = [&rest](int count) {
@@ -93,17 +86,18 @@ __global__ void __launch_bounds__(kThreads, kWeightGradBlocks) conv_weight_grad(
 
   const int64 x_plane = int64(a.rows.source) * a.columns.source * a.samples;
   const int64 grad_plane = int64(a.rows.target) * a.columns.target * a.samples;
+  const int64 in_group = int64(a.shared_input ? 0 : branch) * a.groups + group;
   if (int(threadIdx.x) < K) {
-    const int k = first_row + int(threadIdx.x), c = k / taps, i = k % taps / a.columns.kernel;
-    const int row = i * a.rows.dilation - a.rows.padding;
-    const int column = k % a.columns.kernel * a.columns.dilation - a.columns.padding;
-    // A row beyond the last is never inside the image.
-    input_rows[threadIdx.x] = {c * x_plane + (int64(row) * a.columns.source + column) * a.samples,
-                               k < all_rows ? row : -(1 << 30), column};
+    const int k = first_row + int(threadIdx.x);
+    input_rows[threadIdx.x] = input_row(a.rows, a.columns, k, all_rows, x_plane, a.samples);
+    if (a.normalise.scale != nullptr && k < all_rows) {
+      coefficients[threadIdx.x * 2] = a.normalise.scale[in_group * a.in_channels + k / taps];
+      coefficients[threadIdx.x * 2 + 1] = a.normalise.shift[in_group * a.in_channels + k / taps];
+    }
   }
   __syncthreads();
 
-  const T* x = a.x + (int64(a.shared_input ? 0 : branch) * a.groups + group) * a.in_channels * x_plane;
+  const T* x = a.x + in_group * a.in_channels * x_plane;
   const T* grad = a.grad + ((int64(branch) * a.groups + group) * a.out_channels + first_channel) * grad_plane;
   const int channels = min(Q, a.out_channels - first_channel);
   const int vectors = a.samples / V, units = a.rows.target * a.columns.target * vectors;
@@ -115,20 +109,24 @@ __global__ void __launch_bounds__(kThreads, kWeightGradBlocks) conv_weight_grad(
     float d[Q][V];
 #pragma unroll
     for (int o = 0; o < Q; ++o) load(from_grad + (o < channels ? o : 0) * grad_plane, d[o]);
-    const int row = at.row * a.rows.stride, column = at.column * a.columns.stride;
-    const T* from_x = x + (row * a.columns.source + column) * a.samples + at.n * V;
+    float values[K][V];
+    const unsigned inside =
+        read_rows(x + at.n * V, a.rows, a.columns, a.samples, at.row, at.column, input_rows, values);
+    if (a.normalise.scale != nullptr) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const InputRow input = input_rows[k];
-      Vector<T, V> vector = {};
-      if (unsigned(row + input.row) < unsigned(a.rows.source) &&
-          unsigned(column + input.column) < unsigned(a.columns.source))
-        vector = *reinterpret_cast<const Vector<T, V>*>(from_x + input.offset);
+      for (int k = 0; k < K; ++k)
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const float value = a.normalise(values[k][v], coefficients[k * 2], coefficients[k * 2 + 1]);
+          values[k][v] = inside >> k & 1 ? value : 0.0f;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k)
 #pragma unroll
       for (int v = 0; v < V; ++v)
 #pragma unroll
-        for (int o = 0; o < Q; ++o) sum[k][o] += to_float(vector.of[v]) * d[o][v];
-    }
+        for (int o = 0; o < Q; ++o) sum[k][o] += values[k][v] * d[o][v];
   }
 
   const int64 weights = int64(a.groups) * a.out_channels * all_rows;  // of a branch

@@ -8,6 +8,14 @@ namespace bsfast {
 constexpr int kWarps = 4;  // of every block
 constexpr int kThreads = kWarps * int(kLanes);
 
+// Blocks of convolutions on one multiprocessor: the most that spill no registers, of which a thread then has 168, on
+// Volta 255.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+constexpr int kResident = 2;
+#else
+constexpr int kResident = 3;
+#endif
+
 // Adds up each of `Count` values, a power of two, over the lanes of a warp; lane i gets the sum of value i % Count.
 // Each exchange halves the values that a lane still holds, so that 8 values take 9 shuffles instead of 40.
 template <int Count>

@@ -2,9 +2,8 @@
 // must give the same bits.
 #include "emulation/cuda.h"
 // The emulation comes before device code.
-#include "conv_problem.h"
+#include "conv_around.h"
 #include "cuda/conv_matrix_plan.h"
-#include "emulation/launch.h"
 
 namespace {
 
@@ -46,12 +45,11 @@ void test_shape(const Problem<T>& p, bool transposed) {
   }
 }
 
-// conv(act(scale x + shift)), where the normalised input is rounded to storage, and the statistics of the result.
+// conv(act(scale x + shift)), where the normalised input is rounded to storage: as the convolution of that input.
 template <class T>
-void test_normalise_and_statistics(const Problem<T>& p, bool relu) {
+void test_normalise(const Problem<T>& p, bool relu) {
   const ConvShape& s = p.s;
   const int64_t pixels = s.size[0] * s.size[1] * s.samples, sources = p.x.count / pixels;
-  const int64_t targets = s.branches * s.groups * s.out_channels, elements = p.channel_elements();
   Memory<float> scale(sources), shift(sources);
   for (int64_t c = 0; c < sources; ++c) scale.data[c] = 0.5f - float(c % 3), shift.data[c] = 0.25f + 0.125f * float(c);
   Memory<T> x(p.x.count), y(p.y.count), plain(p.y.count);
@@ -59,37 +57,40 @@ void test_normalise_and_statistics(const Problem<T>& p, bool relu) {
     const float value = std::fma(to_float(p.x.data[i]), scale.data[i / pixels], shift.data[i / pixels]);
     from_float(relu && value < 0 ? 0.0f : value, x.data[i]);
   }
-  const auto start = [&](const T* source, Memory<T>& to, Normalise normalise, float* statistics) {
-    auto a = cuda::gather_arguments<T>(s, false, source, p.weight.data, to.data);
-    a.normalise = normalise;
-    a.statistics = statistics;
+  const auto start = [&](const T* source, Memory<T>& to, const Normalise& normalise) {
+    const auto a = cuda::gather_arguments<T>(s, false, source, p.weight.data, to.data, normalise);
     cuda::conv_gather_matrix(s, *cuda::matrix_arguments(a), emulation::Launcher{Order::random});
   };
-  const auto fitting = *cuda::matrix_arguments(cuda::gather_arguments<T>(s, false, x.data, p.weight.data, y.data));
-  const int parts = fitting.gather.parts;
-  Memory<float> partial(targets * parts * 3);
-  start(x.data, plain, {}, nullptr);
-  start(p.x.data, y, {scale.data, shift.data, relu}, partial.data);
-  const std::string what = std::string(storage_name<T>()) + ", " + describe(s);
-  expect(std::memcmp(plain.data, y.data, y.bytes()) == 0, what + ": normalised as it is read");
-  for (int64_t c = 0; c < targets; ++c) {
-    double count = 0, sum = 0, truth = 0, squares = 0, true_squares = 0;
-    for (int part = 0; part < parts; ++part) {
-      const float* from = partial.data + (c * parts + part) * 3;
-      count += double(from[0]);
-      sum += double(from[0]) * double(from[1]);
+  start(x.data, plain, {});
+  start(p.x.data, y, {scale.data, shift.data, relu});
+  expect(std::memcmp(plain.data, y.data, y.bytes()) == 0,
+         std::string(storage_name<T>()) + ", " + describe(s) + ": normalised as it is read");
+}
+
+// Every epilogue, and the statistics of what is stored; the first in every order.
+template <class T>
+void test_epilogue(const Problem<T>& p, bool transposed) {
+  const ConvShape& s = p.s;
+  const Memory<T>&source = transposed ? p.y : p.x, &like = transposed ? p.x : p.y;
+  const int64_t elements = transposed ? s.size[0] * s.size[1] * s.samples : p.channel_elements();
+  Around<T> around(like.count / elements, elements);
+  Memory<T> y(like.count), first(like.count);
+  const std::string what = std::string("epilogue on matrix units in ") + storage_name<T>() + ", " + describe(s);
+  for (const Given& given : kGiven) {
+    auto m = *cuda::matrix_arguments(
+        cuda::gather_arguments<T>(s, transposed, source.data, p.weight.data, y.data, {}, around.epilogue(given)));
+    Memory<float> partial(transposed ? 0 : around.mean.count * m.gather.parts * 3);
+    if (!transposed) m.gather.statistics = partial.data;
+    for (Order order : kOrders) {
+      if (&given != kGiven && order != Order::random) continue;
+      y.poison();
+      partial.poison();
+      cuda::conv_gather_matrix(s, m, emulation::Launcher{order});
+      if (order == Order::forward) std::memcpy(first.data, y.data, y.bytes());
+      expect(&given != kGiven || std::memcmp(first.data, y.data, y.bytes()) == 0, what + ": order of threads");
     }
-    for (int64_t i = 0; i < elements; ++i) truth += double(to_float(y.data[c * elements + i]));
-    const double mean = truth / double(elements);
-    for (int part = 0; part < parts; ++part) {
-      const float* from = partial.data + (c * parts + part) * 3;
-      squares += double(from[2]) + double(from[0]) * std::pow(double(from[1]) - mean, 2);
-    }
-    for (int64_t i = 0; i < elements; ++i)
-      true_squares += std::pow(double(to_float(y.data[c * elements + i])) - mean, 2);
-    expect(count == double(elements), what + ": count of the statistics");
-    expect(std::fabs(sum - truth) <= 4e-6 * (std::fabs(truth) + double(elements)), what + ": mean");
-    expect(std::fabs(squares - true_squares) <= 4e-6 * (true_squares + 1), what + ": squared deviations");
+    expect_sums(y.data, around.finished(transposed ? p.x_sums : p.y_sums, given), what);
+    if (!transposed) around.expect_statistics(partial, m.gather.parts, y.data, what);
   }
 }
 
@@ -99,7 +100,8 @@ void test_storage() {
     const Problem<T> problem(s);
     test_shape(problem, false);
     test_shape(problem, true);
-    for (bool relu : {false, true}) test_normalise_and_statistics(problem, relu);
+    for (bool relu : {false, true}) test_normalise(problem, relu);
+    for (bool transposed : {false, true}) test_epilogue(problem, transposed);
   }
 }
 
@@ -111,6 +113,14 @@ void test_what_does_not_fit() {
   expect(!fits({1, 1, 65, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}), "odd N does not fit");
   expect(!fits({1, 1, 72, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}), "half-empty blocks do not fit");
   expect(!fits({1, 1, 64, 1, 6, 6, {64, 64}, {3, 3}, {1, 1}, {1, 1}, {9, 9}, false}), "wide windows do not fit");
+  const ConvShape s{1, 1, 64, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false};
+  Memory<Half> beside(9);
+  for (bool mask : {false, true}) {
+    const Half* odd = beside.data + 1;
+    const Epilogue<Half> epilogue{nullptr, nullptr, mask ? nullptr : odd, mask ? odd : nullptr, false};
+    const auto a = cuda::gather_arguments<Half>(s, false, nullptr, nullptr, nullptr, {}, epilogue);
+    expect(!cuda::matrix_arguments(a).has_value(), "what lies beside the target must be aligned, too");
+  }
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ def weight_grad(storage: str, channels: int, rows: int, samples: int) -> Instanc
     return Instance(
         f"conv_weight_grad<{storage},WeightGradTile<{channels},{rows},{samples}>>",
         f"const WeightGradArguments<{storage}>",
-        dict.fromkeys(("sm_70", "sm_80", "sm_90"), 168),
+        {"sm_70": 208, "sm_80": 168, "sm_90": 168},
         {"FFMA": channels * rows * samples},
     )
 
@@ -51,13 +51,31 @@ def matrix(storage: str, channel_tiles: int) -> Instance:
     )
 
 
+def sample_grad(storage: str, channels: int, rows: int) -> Instance:
+    return Instance(
+        f"conv_sample_grad<{storage},SampleGradTile<{channels},{rows}>>",
+        f"const SampleGradArguments<{storage}>",
+        dict.fromkeys(("sm_70", "sm_80", "sm_90"), 168),
+        {"FFMA": channels * rows},
+    )
+
+
 STORAGE = ("float", "Half", "BFloat16")
+# Of one of the two 16-bit types what differs in no more than its conversions is left out.
+LEFT_OUT = {("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1))}
 GATHER_TILES = [(2, 2, 6, 2, 3), (2, 2, 8, 2, 3), (1, 4, 6, 2, 1), (1, 4, 8, 2, 1), (1, 4, 8, 1, 1)]
 WEIGHT_GRAD_TILES = [(6, 8, 2), (8, 8, 2), (8, 8, 1)]
 FEW_REGISTERS = dict.fromkeys(("sm_70", "sm_80", "sm_90"), 40)
 INSTANCES = [
-    *(gather(storage, *tile) for storage in STORAGE for tile in GATHER_TILES),
-    *(weight_grad(storage, *tile) for storage in STORAGE for tile in WEIGHT_GRAD_TILES),
+    *(gather(storage, *tile) for storage in STORAGE for tile in GATHER_TILES if (storage, tile) not in LEFT_OUT),
+    *(
+        weight_grad(storage, *tile)
+        for storage in STORAGE
+        for tile in WEIGHT_GRAD_TILES
+        if (storage, tile) not in LEFT_OUT
+    ),
+    *(sample_grad("float", channels, 9) for channels in (6, 8)),
+    sample_grad("BFloat16", 8, 9),
     Instance("sum_parts<float>", "const SumPartsArguments<float>", FEW_REGISTERS, {}),
     Instance("merge_statistics", "const MergeArguments", FEW_REGISTERS, {"SHFL.BFLY": 15}),
     *(matrix("Half", tiles) for tiles in (1, 2, 3)),
@@ -68,5 +86,5 @@ INSTANCES = [
 def source(architecture: str) -> str:
     """Return a file that instantiates what is compiled for an architecture."""
     kernels = [instance.declaration for instance in INSTANCES if architecture in instance.registers]
-    headers = ["batch_norm.cuh", "conv_gather_matrix.cuh", "conv_weight_grad.cuh"]
+    headers = ["conv_gather_matrix.cuh", "conv_sample_grad.cuh", "conv_weight_grad.cuh", "statistics.cuh"]
     return "\n".join([*(f'#include "cuda/{header}"' for header in headers), "namespace bsfast {", *kernels, "}"])

@@ -1,6 +1,7 @@
 // Every kernel that the plan may start, to be compiled only.
-#include "cuda/batch_norm_plan.h"
 #include "cuda/conv_matrix_plan.h"
+#include "cuda/conv_sample_plan.h"
+#include "cuda/statistics_plan.h"
 
 namespace bsfast {
 namespace {
@@ -16,6 +17,7 @@ template <class T>
 void start(const ConvShape& s) {
   cuda::conv_gather(s, cuda::gather_arguments<T>(s, false, nullptr, nullptr, nullptr), Launcher{});
   cuda::conv_weight_grad(s, cuda::weight_grad_arguments<T>(s, nullptr, nullptr), static_cast<T*>(nullptr), Launcher{});
+  cuda::conv_sample_grad(s, cuda::sample_grad_arguments<T>(s, 1, nullptr, nullptr, nullptr), Launcher{});
 }
 
 template <class T>

@@ -8,7 +8,13 @@ from tests.device.tools import ROOT, find, run, succeed
 
 BUILD = ROOT / "build" / "device-tests"
 SETTINGS = ["-DBSFAST_WERROR=ON", "-DBSFAST_SANITIZE=address,undefined", "-DBSFAST_DEVICE_TESTS=ON"]
-KERNELS = ["conv_gather_test", "conv_gather_matrix_test", "conv_weight_grad_test", "batch_norm_test"]
+KERNELS = [
+    "conv_gather_test",
+    "conv_gather_matrix_test",
+    "conv_weight_grad_test",
+    "conv_sample_grad_test",
+    "conv_around_test",
+]
 TESTS = ["emulation_test", "ucontext_test", *KERNELS]
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from tests.device.tools import ROOT, find, run, succeed
+from tests.device.tools import ROOT, TOOLS, find, run, succeed
 
 BUILD = ROOT / "build"
 SETTINGS = [f"-DPython_EXECUTABLE={sys.executable}", "-DBSFAST_WERROR=ON"]
@@ -24,15 +24,33 @@ TESTS = [*(f"ops/test_conv{name}.py" for name in ("_cuda", "2d", "2d_derivatives
 TESTS += ["fuse/test_precision.py"]
 
 
-@pytest.mark.parametrize("tests", TESTS)
-def test_operators_on_emulated_blocks(monkeypatch, tests):
+@pytest.fixture
+def emulated(monkeypatch):
     find("c++")
     library = build("device-operators", "bsfast_emulated", "-DBSFAST_DEVICE_TESTS=ON")
     monkeypatch.setenv("BSFAST_EMULATED_LIBRARY", library)
     monkeypatch.setenv("BSFAST_NATIVE", "0")
-    # opcheck is slow, and the same for every kernel.
-    options = ["-p", "tests.device.as_cuda", "-k", "not opcheck", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+
+
+def run_tests(tests: str, *options: str) -> None:
+    options = ("-p", "tests.device.as_cuda", *options, "-W", "ignore::pytest.PytestAssertRewriteWarning")
     succeed(sys.executable, "-m", "pytest", *options, ROOT / "tests" / tests)
+
+
+@pytest.mark.parametrize("tests", TESTS)
+def test_operators_on_emulated_blocks(emulated, tests):
+    run_tests(tests, "-k", "not opcheck")  # which is slow, and the same for every kernel
+
+
+def test_sample_grad_on_emulated_blocks(emulated):
+    run_tests("ops/test_conv2d_sample_grad.py", "-k", "equals_loop or half_precision or vmap")
+
+
+def test_chains_on_emulated_blocks_and_interpreted(emulated, monkeypatch):
+    if not (TOOLS / "triton").is_dir():
+        pytest.skip("Triton not found; tests/device/requirements.txt names its package")
+    monkeypatch.setenv("BSFAST_TRITON_INTERPRETED", "1")
+    run_tests("fuse/test_chains_cuda.py", "-p", "tests.device.as_triton")
 
 
 FAKE_STREAM = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
@@ -44,7 +62,7 @@ import bsfast.ops
 from bsfast.ops import cuda
 print(cuda.architectures(sys.argv[2]))
 torch.ops.load_library(sys.argv[2])
-for name in ("conv2d_out", "conv2d_input_grad_out", "conv2d_weight_grad_out"):
+for name in ("conv2d_out", "conv2d_input_grad_out", "conv2d_weight_grad_out", "conv2d_weight_grad_per_sample_out"):
     print(torch._C._dispatch_has_kernel_for_dispatch_key(f"bsfast::{name}", "CUDA"))
 """
 
@@ -60,4 +78,4 @@ def test_library_loads_with_nothing_missing_but_the_stream(tmp_path):
     succeed(find("c++"), "-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so", "-o", fake, source)
     done = run(sys.executable, "-c", LOAD, fake, library)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "[(9, 0)]\nTrue\nTrue\nTrue\n"
+    assert done.stdout == "[(9, 0)]\nTrue\nTrue\nTrue\nTrue\n"

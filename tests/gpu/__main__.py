@@ -23,9 +23,14 @@ BUILD = ROOT / "build" / "gpu"
 RECORDS = ROOT / "tests" / "benchmarks" / "records"
 # What does not ask for CPU kernels by name; the direct calls of the CUDA kernels first.
 TESTS = (
-    *(f"ops/test_conv{name}.py" for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad")),
+    *(f"ops/test_{name}_norm_triton.py" for name in ("batch", "sample")),
+    "ops/test_memory_order_triton.py",
+    *(
+        f"ops/test_conv{name}.py"
+        for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad", "2d_compile")
+    ),
     *(f"nn/test_{name}.py" for name in ("layers", "planes")),
-    *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision", "cuda_graph")),
+    *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision", "chains_cuda", "cuda_graph")),
 )
 SANITIZED = "float32 or bfloat16"  # of the direct calls
 # cuBLAS is deterministic only with a workspace of its own, and operator tests want determinism.

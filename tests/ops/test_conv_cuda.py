@@ -49,6 +49,80 @@ def test_conv_cuda_equals_loop(name, case, dtype):
     assert_close(out, truth, case.sum_length, dtype)
 
 
+def wide(coefficients: Tensor) -> Tensor:
+    return coefficients.double()[:, None, :, None, None]
+
+
+def on_device(t: Tensor) -> Tensor:
+    """A copy of an activation, batch-last, on the device of the kernels."""
+    return placed(t, "batch_last", 0).copy_(t)
+
+
+AROUND = [case for case in [*NATIVE_CONV, *MATRIX] if not case.shared]
+PARTS = [{"scale", "shift", "rectify"}, {"out_scale", "bias", "residual", "relu"}, {"residual", "mask"}]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", AROUND, ids=str)
+def test_conv_cuda_prologue_epilogue_and_statistics(case, dtype):
+    x, weight, truth = case.problem("conv2d", dtype)
+    scale, shift = torch.randn(2, *x.shape[:3:2])
+    factor, bias = torch.randn(2, *truth.shape[:3:2])
+    residual, mask = torch.randn(2, *truth.shape).to(dtype)
+    read = (wide(scale) * x.double() + wide(shift)).relu()
+    given = {"scale": scale.to(DEVICE), "shift": shift.to(DEVICE), "rectify": True, "relu": True}
+    given |= {"out_scale": factor.to(DEVICE), "bias": bias.to(DEVICE)}
+    given |= {"residual": on_device(residual), "mask": on_device(mask)}
+    for names in (*PARTS, set().union(*PARTS)):
+        chosen = {name: value for name, value in given.items() if name in names}
+        out, moments = placed(truth.to(dtype), "batch_last", 0), torch.full((2, *bias.shape), torch.nan, device=DEVICE)
+        operands = (on_device(x), weight.to(DEVICE), out, *case.geometry.values())
+        torch.ops.bsfast.conv2d_out(*operands, **chosen, mean=moments[0], variance=moments[1])
+        y = case.loop(read, weight.double()) if "scale" in names else truth
+        y = wide(factor) * y + wide(bias) if "bias" in names else y
+        y = y + residual.double() if "residual" in names else y
+        y = y.relu() if "relu" in names else y
+        y = torch.where(mask > 0, y, 0) if "mask" in names else y
+        assert_close(out.cpu(), y.cpu(), case.sum_length, dtype)
+        stored, (mean, variance) = out.cpu().double(), moments.cpu().double()
+        torch.testing.assert_close(mean, stored.mean((1, 3, 4)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(variance, stored.var((1, 3, 4), correction=0), rtol=1e-4, atol=1e-6)
+
+    grad, out = torch.randn(truth.shape).to(dtype), torch.full_like(weight, torch.nan, device=DEVICE)
+    coefficients = {name: given[name] for name in ("scale", "shift", "rectify")}
+    torch.ops.bsfast.conv2d_weight_grad_out(on_device(x), on_device(grad), out, *case.geometry.values(), **coefficients)
+    expected = case.loop_grads(read, weight.double(), grad.double())[1]
+    assert_close(out.cpu(), expected.cpu(), case.sum_length, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [case for name, case in CASES if name == "conv2d_input_grad"], ids=str)
+def test_input_grad_cuda_adds_a_residual_and_applies_a_mask(case, dtype):
+    grad, weight, truth = case.problem("conv2d_input_grad", dtype)
+    residual, mask = torch.randn(2, *truth.shape).to(dtype)
+    out = placed(truth.to(dtype), "batch_last", 0)
+    operands = (on_device(grad), weight.to(DEVICE), out, *case.geometry.values())
+    torch.ops.bsfast.conv2d_input_grad_out(*operands, residual=on_device(residual), mask=on_device(mask))
+    expected = torch.where(mask > 0, truth + residual, 0)
+    assert_close(out.cpu(), expected.cpu(), case.sum_length, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*NATIVE_CONV, MATRIX[1]], ids=str)
+def test_sample_grad_cuda_equals_loop_over_samples(case, dtype):
+    grads = torch.cat([case.grad(dtype), case.grad(dtype)], 1)
+    x, expected = case.x(dtype), []
+    for n in range(grads.shape[1]):
+        sample = x.narrow(-4, n % case.samples, 1).double()
+        weight = torch.zeros(case.weight_shape, dtype=torch.float64)
+        expected.append(case.loop_grads(sample, weight, grads[:, n : n + 1].double())[1])
+    truth = torch.stack(expected, -1)
+    out = placed(truth.to(dtype), "contiguous", 0)
+    operands = (on_device(x), on_device(grads), out, *case.geometry.values())
+    torch.ops.bsfast.conv2d_weight_grad_per_sample_out(*operands)
+    assert_close(out.cpu(), truth.cpu(), case.size[0] * case.size[1], dtype)
+
+
 @pytest.mark.parametrize("offset", [1, 2, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", TRIPLE)
@@ -73,7 +147,7 @@ def operands() -> dict[str, Tensor]:
 
 
 SETTINGS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-LEFT_OUT = "must be left out on CUDA; the operators around a convolution do it"
+TOGETHER = "must be given together"
 
 
 @pytest.mark.parametrize(
@@ -84,10 +158,18 @@ LEFT_OUT = "must be left out on CUDA; the operators around a convolution do it"
         (lambda t: {k: v.double() for k, v in t.items()}, "dtype must be float32, float16 or bfloat16 on CUDA"),
         (lambda t: {"x": t["x"].contiguous()}, "x must be batch-last in memory"),
         (lambda t: {"weight": t["weight"].mT}, "weight must be contiguous"),
-        (lambda t: {"winograd": 2}, f"winograd {LEFT_OUT}"),
-        (lambda t: {"scale": t["x"][:, 0, :, 0, 0]}, f"scale, shift and rectify {LEFT_OUT}"),
-        (lambda t: {"relu": True}, f"out_scale, bias, residual, relu and mask {LEFT_OUT}"),
-        (lambda t: {"mean": t["out"][:, 0, :, 0, 0]}, f"mean and variance {LEFT_OUT}"),
+        (lambda t: {"winograd": 2}, "winograd must be left out on CUDA"),
+        (lambda t: {"scale": torch.zeros(2, 4, device=DEVICE)}, f"scale and shift {TOGETHER}"),
+        (lambda t: {"mean": torch.zeros(2, 8, device=DEVICE)}, f"mean and variance {TOGETHER}"),
+        (lambda t: {"bias": torch.zeros(2, 7, device=DEVICE)}, "mean and variance must have shape (2, 8), got (2, 7)"),
+        (lambda t: {"out_scale": torch.zeros(8, 2, device=DEVICE).t()}, "mean and variance must be contiguous"),
+        (
+            lambda t: {k: v.half() for k, v in t.items()} | {"bias": torch.zeros(2, 8, device=DEVICE).half()},
+            "must be contiguous and have the activations' dtype, or float32 where that has 16 bits",
+        ),
+        (lambda t: {"residual": t["out"][..., 1:]}, "residual must have shape (2, 3, 8, 4, 3), got (2, 3, 8, 4, 2)"),
+        (lambda t: {"mask": t["out"].contiguous()}, "mask must be batch-last in memory"),
+        (lambda t: {"mask": t["out"].half()}, "all tensors must have one dtype"),
     ],
 )
 def test_conv_cuda_errors(change, message):
@@ -99,9 +181,10 @@ def test_conv_cuda_errors(change, message):
 @pytest.mark.skipif(EMULATED is not None, reason="the emulation has one device")
 def test_conv_cuda_refuses_other_devices():
     given = operands()
-    given["weight"] = given["weight"].cpu()
-    with pytest.raises(RuntimeError, match="all tensors must be on one device"):
-        torch.ops.bsfast.conv2d_out(**given, **SETTINGS)
+    elsewhere = {"weight": given["weight"].cpu(), "bias": torch.zeros(2, 8), "residual": given["out"].cpu()}
+    for name, t in elsewhere.items():
+        with pytest.raises(RuntimeError, match="all tensors must be on one device"):
+            torch.ops.bsfast.conv2d_out(**{**given, **SETTINGS, name: t})
 
 
 @pytest.mark.skipif(EMULATED is not None, reason="the emulation has no streams")

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import bsfast
-from bsfast.ops import backend, cuda, plan
+from bsfast.ops import backend, cuda, plan, triton
 
 CPU_LIBRARY = Path(bsfast.__file__).parent / "lib" / "libbsfast_cpu.so"
 
@@ -94,9 +95,60 @@ def test_cuda_library_and_capabilities(pretend, monkeypatch, devices, refused):
 
 
 @pytest.fixture
+def pretend_triton(pretend, monkeypatch):
+    """Pretend that Triton's kernels can be imported; return the operators that are registered."""
+    package, registered = ModuleType("bsfast.triton"), []
+    package.OPERATORS = {"batch_norm_out": print}
+    package.compile_one = lambda: None
+    monkeypatch.setitem(sys.modules, "bsfast.triton", package)
+    monkeypatch.setattr(triton.LIBRARY, "impl", lambda name, function, key: registered.append((name, key)))
+    return package, registered
+
+
+def test_triton_is_registered(pretend, pretend_triton):
+    pretend((7, 0), (12, 0))
+    assert triton.load_triton() is None
+    assert pretend_triton[1] == [("batch_norm_out", "CUDA")]
+
+
+def test_triton_needs_a_device_of_capability_7(pretend, pretend_triton, monkeypatch):
+    pretend((9, 0), (6, 1))
+    assert triton.load_triton() == (
+        "cuda:1 (Pretended 1) is sm_61, and Triton needs sm_70 or later; hide that device by CUDA_VISIBLE_DEVICES"
+    )
+    pretend()
+    assert triton.load_triton() == "no CUDA device, or no driver for it, is visible to torch"
+    monkeypatch.setenv("BSFAST_NATIVE", "0")
+    assert triton.load_triton() == "switched off by BSFAST_NATIVE=0"
+    assert pretend_triton[1] == []
+
+
+def test_triton_cannot_compile(pretend, pretend_triton):
+    def fail():
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    pretend((9, 0))
+    pretend_triton[0].compile_one = fail
+    reason = "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
+    assert triton.load_triton() == f"Triton cannot compile a kernel: {reason}"
+    assert pretend_triton[1] == []
+
+
+def test_triton_is_not_installed(pretend, monkeypatch):
+    pretend((9, 0))
+    for name in [name for name in sys.modules if name.startswith("bsfast.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)  # import raises ModuleNotFoundError
+    assert triton.load_triton() == "Triton is not installed: pip install triton"
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))  # one without what bsfast uses
+    assert triton.load_triton().startswith("Triton cannot be imported: ")
+
+
+@pytest.fixture
 def usable(monkeypatch):
     """Pretend that the CUDA kernels are loaded, as far as plans go."""
     monkeypatch.setitem(backend._why_not, "cuda", None)
+    monkeypatch.setitem(backend._why_not, "triton", None)
 
 
 def test_cuda_plans(usable):
@@ -113,13 +165,24 @@ def test_cuda_plans(usable):
     assert plan.memory_order(device="cuda", dtype=torch.float64).algorithm == "contiguous"
 
 
-def test_cuda_plans_of_what_has_no_kernel(usable):
-    reason = "no own cuda kernel does this"
-    settings = {"device": "cuda", "dtype": torch.float32}
-    assert plan.norm(**settings, memory="batch-last", has_kernel=True, piece="a channel") == plan.Plan("aten", reason)
-    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8) == plan.Plan("unfold", reason)
-    assert backend.kernel_why_not("norm_conv2d", "cuda", torch.float32) == reason
-    assert backend.kernel_why_not("conv2d", "cuda", torch.float32) is None
+def test_cuda_plans_of_what_has_kernels(usable):
+    settings = {"device": "cuda", "dtype": torch.bfloat16}
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=8).algorithm == "native"
+    assert plan.conv2d_weight_grad_per_sample(**settings, samples=3).algorithm == "unfold"
+    for operator in ("conv2d", "norm_conv2d", "sample_grad"):
+        assert backend.kernel_why_not(operator, "cuda", torch.float16) is None
+    assert backend.kernel_why_not("winograd", "cuda", torch.float32) == "no own cuda kernel does this"
+
+
+def test_cuda_plans_of_normalisations(usable, monkeypatch):
+    settings = {"device": "cuda", "dtype": torch.bfloat16, "memory": "batch-last", "piece": "a channel"}
+    reason = "batch-last: Triton kernels, whose programs share out a channel"
+    assert plan.norm(**settings, has_kernel=True) == plan.Plan("native", reason)
+    assert plan.norm(**settings, has_kernel=False) == plan.Plan("aten", "batch-last has no own kernel")
+    monkeypatch.setitem(backend._why_not, "triton", "why not")  # whatever CUDA's library can do
+    assert plan.norm(**settings, has_kernel=True) == plan.Plan("aten", "why not")
+    assert backend.kernel_why_not("conv2d", "cuda", torch.bfloat16) is None
+    assert backend.Backend("triton", "cuda", "why not") in backend.backends()
 
 
 def test_import_does_not_start_cuda():

@@ -1,8 +1,8 @@
-// With what grid batch normalisation's kernels run: host code, without CUDA.
+// With what grid the statistics of a convolution's blocks are merged: host code, without CUDA.
 #pragma once
 
-#include "cuda/batch_norm.cuh"
 #include "cuda/conv_plan.h"
+#include "cuda/statistics.cuh"
 
 namespace bsfast::cuda {
 

@@ -1,5 +1,4 @@
-// Batch normalisation's statistics: what the blocks of a convolution found of each channel becomes its mean and
-// variance, and the scale and shift with which the next convolution reads it.
+// Statistics of the batch: what the blocks of a convolution found of each channel becomes its mean and variance.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,12 +7,9 @@
 namespace bsfast {
 
 struct MergeArguments {
-  const float* partial;          // [M * C, parts, 3]: count, mean, squared deviations
-  const float *weight, *bias;    // [M * C] or null
-  float *mean, *inv, *variance;  // [M * C]; inv = 1 / sqrt(variance + eps), the variance divided by the count
-  float *scale, *shift;          // [M * C]: weight * inv, bias - mean * scale
-  float eps;
-  int64 channels;  // M * C
+  const float* partial;    // [M * C, parts, 3]: count, mean, squared deviations
+  float *mean, *variance;  // [M * C]; the variance divided by the count
+  int64 channels;          // M * C
   int parts;
 };
 
@@ -47,13 +43,8 @@ __global__ void __launch_bounds__(kThreads) merge_statistics(const MergeArgument
              __shfl_xor_sync(kAllLanes, own.mean, unsigned(distance)),
              __shfl_xor_sync(kAllLanes, own.squares, unsigned(distance))});
   if (lane != 0) return;
-  const float variance = own.squares / own.count, inv = 1.0f / sqrtf(variance + a.eps);
-  const float scale = (a.weight != nullptr ? a.weight[channel] : 1.0f) * inv;
   a.mean[channel] = own.mean;
-  a.inv[channel] = inv;
-  a.variance[channel] = variance;
-  a.scale[channel] = scale;
-  a.shift[channel] = (a.bias != nullptr ? a.bias[channel] : 0.0f) - own.mean * scale;
+  a.variance[channel] = own.squares / own.count;
 }
 
 }  // namespace bsfast
