@@ -195,3 +195,35 @@ def test_batch_norm_triton_refuses_statistics_of_16_bits():
     message = "batch_norm_out: every statistic and coefficient must be contiguous and have the activations' dtype, or "
     with pytest.raises(RuntimeError, match=message):
         problem.run(problem.nan())
+
+
+if WHY_NOT is None:
+    import triton
+    import triton.language as tl
+
+    from bsfast.triton.batch_norm_kernels import locate as locate_channel
+    from bsfast.triton.sample_norm_kernels import locate as locate_sample
+
+    @triton.jit(do_not_specialize=("repeats", "channels", "length"))
+    def channel_offsets(out, repeats, channels, length):
+        unit, at, _, _ = locate_channel(repeats, channels, length, 1, 1, 2, 4)
+        tl.store(out + unit * 8 + tl.arange(0, 2)[:, None] * 4 + tl.arange(0, 4)[None, :], at)
+
+    @triton.jit(do_not_specialize=("rows", "lanes"))
+    def sample_offsets(out, rows, lanes):
+        unit, _, _, at, _, _ = locate_sample(rows, lanes, 1, 1, False, 2, 4)
+        tl.store(out + unit * 8 + tl.arange(0, 2)[:, None] * 4 + tl.arange(0, 4)[None, :], at)
+
+
+def test_offsets_of_triton_kernels_have_64_bits():
+    down, right = torch.arange(2, device=DEVICE)[:, None], torch.arange(4, device=DEVICE)
+    out = torch.zeros(6, 2, 4, dtype=torch.int64, device=DEVICE)
+    repeats, channels, length = 3, 2, 2**30
+    channel_offsets[6,](out, repeats, channels, length)
+    for unit in range(6):
+        first = unit // channels * repeats * channels + unit % channels
+        assert torch.equal(out[unit], (first + down * channels) * length + right)
+    rows, lanes = 2**30, 5
+    sample_offsets[6,](out, rows, lanes)
+    for unit in range(6):
+        assert torch.equal(out[unit], (unit * rows + down) * lanes + right)
