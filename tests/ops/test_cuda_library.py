@@ -197,7 +197,8 @@ CAPABILITIES = {"a V100 next to newer GPUs": [(9, 0), (7, 0)], "no library": [(9
 @pytest.mark.parametrize("case", CAPABILITIES)
 def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
     pretend(*CAPABILITIES[case])
-    monkeypatch.delitem(backend._why_not, "cuda", raising=False)
+    for name in ("cuda", "triton"):
+        monkeypatch.delitem(backend._why_not, name, raising=False)
     monkeypatch.setenv(cuda.VARIABLE, str(tmp_path) if case == "no library" else __file__)
     monkeypatch.setattr(cuda, "architectures", lambda path: [(8, 0), (9, 0)])
     branches = [torch.nn.Conv2d(3, 4, 3) for _ in range(2)]
@@ -214,4 +215,4 @@ def test_cpu_works_where_cuda_does_not(pretend, monkeypatch, tmp_path, case):
     assert plan.memory_order(device="cuda", dtype=torch.float32) == plan.Plan("contiguous", why_not)
     assert plan.norm(
         device="cuda", dtype=torch.float32, memory="batch-last", has_kernel=True, piece="a channel"
-    ) == plan.Plan("aten", why_not)
+    ) == plan.Plan("aten", backend.triton_why_not())
