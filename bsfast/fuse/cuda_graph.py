@@ -1,7 +1,8 @@
 """A network as CUDA graphs, for sizes at which starting kernels takes longer than running them."""
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ class CudaGraph:
         self._device = inputs[0].device.type
         self._autocast = self._autocast_now()
         self._records = torch.is_grad_enabled()
+        self._recorded: list[bool] = []  # of each result, whether it has gradients
         self._parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         with _unchanged(net, inputs[0]), torch.inference_mode(False), torch.set_grad_enabled(self._records):
             self._replay = self._capture(net, inputs, per_branch)
@@ -64,12 +66,17 @@ class CudaGraph:
         self.calls += 1
         with torch.set_grad_enabled(self._records and torch.is_grad_enabled()):
             outputs = self._replay(*_Once.apply(self, *inputs, *self._parameters))  # type: ignore[no-untyped-call]
-            return pytree.tree_map(torch.clone, outputs)  # the next replay writes over what it returned
+            leaves, form = pytree.tree_flatten(outputs)
+            # Copies: the next replay writes over what it returned. It also says that all of it has gradients.
+            pairs = zip(leaves, self._recorded, strict=True)
+            own = [leaf.clone() if recorded else leaf.detach().clone() for leaf, recorded in pairs]
+            return pytree.tree_unflatten(own, form)
 
     def _capture(self, net: nn.Module, inputs: Sequence[Tensor], per_branch: bool | Sequence[bool]) -> Any:
         enabled, dtype = self._autocast
         given = len(inputs)
-        # Aliases of the parameters: autograd binds a leaf to the stream that first uses it, here the capture's.
+        buffers = dict(net.named_buffers(remove_duplicate=False))
+        # Aliases of the parameters: autograd binds a leaf to the stream that first uses it, which is not the user's.
         aliases = {id(own): own.detach().requires_grad_() for own in self._parameters}
 
         def forward(*tensors: Tensor) -> Any:
@@ -77,11 +84,26 @@ class CudaGraph:
                 replaced(net, lambda own: aliases.get(id(own), own)),
                 torch.autocast(self._device, dtype, enabled, cache_enabled=False),
             ):
-                return net(*tensors[:given], per_branch=per_branch)
+                outputs = net(*tensors[:given], per_branch=per_branch)
+                for path, now in net.named_buffers(remove_duplicate=False):
+                    if now is not buffers[path]:  # a replay runs no assignment
+                        raise ValueError(
+                            f"cuda_graph: buffers must be written in place, got another tensor as {path!r}"
+                        )
+            self._recorded = [leaf.requires_grad for leaf in pytree.tree_leaves(outputs)]
+            return outputs
 
         own = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]  # every call writes into them
-        with torch.autocast(self._device, enabled=False):  # or the backward pass would be captured under it
-            return torch.cuda.make_graphed_callables(forward, (*own, *aliases.values()), allow_unused_input=True)
+        with warnings.catch_warnings(), torch.autocast(self._device, enabled=False):  # else backward would be under it
+            # The aliases outlive the warm-up, on another stream than the capture's; nothing else uses them.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
+            try:
+                return torch.cuda.make_graphed_callables(forward, (*own, *aliases.values()), allow_unused_input=True)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"cuda_graph: the network must not wait for the GPU, as .item() and copies to the CPU do, and must "
+                    f"fit into memory; its capture failed: {error}"
+                ) from error
 
     def _autocast_now(self) -> tuple[bool, torch.dtype]:
         return torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
@@ -102,6 +124,7 @@ class CudaGraph:
                     f"cuda_graph: {path or 'the network'!r} must be in the mode that was captured, "
                     f"training={training}, got {module.training}; capture a graph for each mode"
                 )
+            _check_not_watched(path, module)
         for path, home, name, tensor, address, requires_grad in self._tensors:
             if home.get(name) is not tensor or tensor.data_ptr() != address or tensor.requires_grad != requires_grad:
                 raise ValueError(
@@ -164,8 +187,12 @@ def check_capture(net: nn.Module, inputs: Sequence[Any]) -> None:
                 f"{tensor.device}; move them by .to('cuda')"
             )
     for path, module in net.named_modules():
-        if is_watched(module):
-            raise ValueError(f"cuda_graph: no module may have hooks, a replay calls none, got one on {path!r}")
+        _check_not_watched(path, module)
+
+
+def _check_not_watched(path: str, module: nn.Module) -> None:
+    if is_watched(module):
+        raise ValueError(f"cuda_graph: no module may have hooks, a replay calls none, got one on {path!r}")
 
 
 def _tensors_of(net: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, Tensor, int, bool]]:
@@ -184,7 +211,9 @@ def _unchanged(net: nn.Module, x: Tensor) -> Iterator[None]:
     """Put buffers, such as running statistics, and random numbers back: capturing runs the network."""
     before = [(buffer, buffer.clone()) for buffer in net.buffers()]
     try:
-        with torch.cuda.device_of(x), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        # A capture that fails leaves its own stream current.
+        stream = torch.cuda.stream(torch.cuda.current_stream(x.device)) if x.is_cuda else nullcontext()
+        with torch.cuda.device_of(x), stream, torch.random.fork_rng([x.device] if x.is_cuda else []):
             yield
     finally:
         with torch.no_grad():

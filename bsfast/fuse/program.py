@@ -29,7 +29,7 @@ def enter(value: Any) -> Any:
     if not is_image or tensor.dim() - isinstance(value, PerBranch) != 4:
         return value
     device = tensor.device.type
-    casts = device == "cuda" and torch.is_autocast_enabled(device)
+    casts = device == "cuda" and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
     order = plan.memory_order(device=device, dtype=torch.get_autocast_dtype(device) if casts else tensor.dtype)
     if order.algorithm != "batch_last":
         return value

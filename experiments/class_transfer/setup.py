@@ -143,6 +143,11 @@ def choose(budget: str, given: dict[str, Any]) -> Setup:
     choices.setdefault("r1", (choices.get("image_size", Setup.image_size) / Setup.image_size) ** 2)
     if smoother == "gaussian" and choices["inputs"] == "bands":
         raise ValueError("choose: inputs must be image for the smoother gaussian, which makes no bands, got bands")
+    if choices.get("photographs") and choices.get("data", Setup.data) != "SynthAnimals":
+        raise ValueError(
+            "choose: photographs must be left out unless the data is SynthAnimals, whose cats' eyes are segmented, got "
+            f"the data {choices['data']}"
+        )
     if choices.get("warm_start", 0) and smoother != "learnt":
         raise ValueError(f"choose: warm_start is of the smoother learnt, got the smoother {smoother}")
     return Setup(budget=budget, **choices)

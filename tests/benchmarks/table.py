@@ -180,6 +180,7 @@ def render(folder: Path) -> str:
     hosts = [machine_of(record) for record in of_malloc.values() if record]
     of_malloc = {malloc: record for malloc, record in of_malloc.items() if record and machine_of(record) == hosts[0]}
     of_gpus = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))]
+    of_gpus = [record for record in of_gpus if "capability" in record["host"] and not record["host"].get("tiny")]
     parts = [networks(load("networks")), convolutions(of_malloc), toys(load("toy")), *map(gpu, of_gpus or [{}])]
     return "\n\n".join("\n".join(part) for part in parts if part)
 

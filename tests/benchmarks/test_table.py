@@ -66,13 +66,21 @@ def test_render_reads_the_record_of_a_gpu(tmp_path):
         step: {"results": timed(**own, loop=60.0, grouped=9.0), "best_stock": "grouped", "floor_ms": 1.6}
         | {"times_faster_than_best_stock": 4.5},
         half: {"results": timed(bsfast=1.5)},
-        "Hessian of the first layers, N=2000": {"results": timed(bsfast=250.0, loop=900.0)},
+        "resnet-M16-N2000-8-16-32-32 Hessian of the first layers float32": {"results": timed(bsfast=250.0, loop=900.0)},
     }
-    record = {"host": {"device": "NVIDIA H100"}, "entries": entries}
+    entries[half]["results"]["bsfast, CUDA graph"] = {"error": "no memory"}
+    record = {"host": {"device": "NVIDIA H100", "capability": "sm_90"}, "entries": entries}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
     first, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in render(tmp_path).splitlines())
     assert first[0] == "NVIDIA H100; M=16, N=128"
-    assert [row[1] for row in rows] == ["4.50x (grouped)", "30.0x", "2.00 ms, 1.25 times", "1.33x", "", ""]
+    assert [row[1] for row in rows] == [
+        "4.50x (grouped; not compiled)",
+        "30.0x",
+        "2.00 ms, 1.25 times",
+        "1.33x",
+        "",
+        "",
+    ]
     assert [row[2] for row in rows[-2:]] == ["0.25 s", NOT_MEASURED]
     entries[f"{step}, torch.compile too"] = {"times_faster_than_best_stock": 3.1, "best_stock": "loop, torch.compile"}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))

@@ -208,5 +208,7 @@ def test_photographs_are_the_cats_of_an_archive(tmp_path):
     shutil.rmtree(tmp_path / "animals" / "cat")
     with pytest.raises(ValueError, match="classes must be different ones of dog"):
         load_photographs(setup)
+    with pytest.raises(ValueError, match="photographs must be left out unless the data is SynthAnimals"):
+        choose("cpu", {"data": "SynthFaces", "photographs": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match="must be an existing folder or archive"):
         load_photographs(choose("cpu", {"photographs": str(tmp_path / "none")}))

@@ -30,7 +30,10 @@ TESTS = (
         for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad", "2d_compile")
     ),
     *(f"nn/test_{name}.py" for name in ("layers", "planes")),
-    *(f"fuse/test_{name}.py" for name in ("equivalence", "axes", "precision", "chains_cuda", "cuda_graph")),
+    *(
+        f"fuse/test_{name}.py"
+        for name in ("equivalence", "axes", "precision", "chains_cuda", "cuda_graph", "cuda_graph_refuses")
+    ),
 )
 SANITIZED = "float32 or bfloat16"  # of the direct calls
 # cuBLAS is deterministic only with a workspace of its own, and operator tests want determinism.
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return say(f"tests.gpu: needs the CUDA operators: {why_not}", error=True)
     from tests.gpu.record import Record
 
-    record = Record(given.records, machine.describe(given.device), digest(given.device))
+    host = machine.describe(given.device) | ({"tiny": True} if given.tiny else {})
+    record = Record(given.records, host, digest(given.device))
     works: dict[str, Callable[..., int]] = {"test": run_tests, "sanitize": sanitize, "bench": bench}
     failed = sum(works[work](given, record, budget) for work in given.works)
     say(f"record: {record.path}")
@@ -175,21 +179,26 @@ def run(command: Sequence[str], budget: Budget, **environment: str) -> tuple[boo
 
 
 def bench(given: argparse.Namespace, record: Any, budget: Budget) -> int:
-    """Measure what the record does not have yet."""
+    """Measure what the record does not have yet; return how much of it failed."""
     import torch
 
     from tests.gpu.works import works
 
+    failed = 0
     for name, work in works(given.device, full=given.full, tiny=given.tiny, record=record):
         if record.has(name):
             continue
         if budget.left <= 0:
-            return say(f"time is up before {name}; call again to go on")
+            return failed + say(f"time is up before {name}; call again to go on")
         # All ways multiply float32 in full precision, and cuDNN tries what is fastest.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
-            record.put(name, work())
+            try:
+                record.put(name, work())
+            except (RuntimeError, ValueError) as error:  # the others can be measured all the same
+                failed += say(f"{name}: FAILED: {error}", error=True)
+                continue
         say(f"{name}: measured")
-    return 0
+    return failed
 
 
 def say(text: str, *, error: bool = False) -> int:

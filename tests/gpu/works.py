@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ CENTRE = NetworkCase()
 NARROW_FIRST = CENTRE._replace(widths=(6, 12, 24, 48))
 AROUND = [CENTRE._replace(branches=M) for M in (2, 64)] + [CENTRE._replace(samples=N) for N in (8, 512)]
 TINY = NetworkCase(branches=2, samples=4, widths=(2, 2, 2, 2))
-CURVED = "Hessian of the first layers, N=2000"
+CURVED = CENTRE._replace(samples=2000)
 SECONDS = 1.0  # for the rounds of all ways of a convolution, or of one way of a network
 CONV_QUICK, CONV_TINY = 4, 1  # how many of the convolutions
 Work = Callable[[], dict[str, Any]]
@@ -48,7 +49,8 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
             for phase in reversed(PHASES):
                 name = f"{case.name} {phase} {machine.name_of(dtype)}"
                 yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
-    yield CURVED, partial(with_limits, hessians.measure, TINY if tiny else CENTRE._replace(samples=2000))
+    curved = TINY if tiny else CURVED
+    yield name_of_hessian(curved), partial(with_limits, hessians.measure, curved)
     sizes = convolutions.cases(2, 4) if tiny else convolutions.cases(CENTRE.branches, CENTRE.samples)
     for conv in sizes[: None if full else CONV_TINY if tiny else CONV_QUICK]:
         for dtype in convolutions.DTYPES if full or tiny else convolutions.DTYPES[:2]:
@@ -56,6 +58,10 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
                 name = f"{operator} {conv} {machine.name_of(dtype)}"
                 yield name, partial(with_limits, convolutions.measure, conv, operator, dtype)
     if full and not tiny:  # compiling the loop takes minutes
-        for phase in PHASES:
-            name = f"{CENTRE.name} {phase} float32, torch.compile too"
-            yield name, partial(with_limits, networks.measure, CENTRE, phase, torch.float32, compiled=True)
+        for case, phase in product((CENTRE, NARROW_FIRST), reversed(PHASES)):
+            name = f"{case.name} {phase} float32, torch.compile too"
+            yield name, partial(with_limits, networks.measure, case, phase, torch.float32, compiled=True)
+
+
+def name_of_hessian(case: NetworkCase) -> str:
+    return f"{case.name} Hessian of the first layers float32"
