@@ -76,6 +76,7 @@ def conv2d(
         ValueError: If a shape or a setting does not fit.
 
     Example:
+        >>> import torch
         >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3)  # N=2 samples for M=4 branches
         >>> conv2d(x, weight, padding=1).shape
         torch.Size([4, 2, 5, 8, 8])
