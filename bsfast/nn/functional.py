@@ -256,7 +256,7 @@ def group_norm(
     negative_slope: float = 1.0,
 ) -> Tensor:
     """``F.group_norm`` of each branch, then a leaky ReLU."""
-    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+    if x.is_cuda and torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
         x = x.float()  # as stock PyTorch does
     if own := _own_sample_norm(x, num_groups, weight, bias, eps, negative_slope):
         return own[0]

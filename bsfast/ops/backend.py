@@ -1,5 +1,7 @@
 """Which implementations this process can use, in order of preference, and why the others are out."""
 
+from collections.abc import Callable
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -48,22 +50,30 @@ _TRITON = Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16),
 # By device type, and of Triton. Those of CUDA are found when they are first asked for: finding them starts CUDA in this
 # process, and a forked one, as of a data loader, could then not use it.
 _why_not = {"cpu": CPU_WHY_NOT}
+_FINDING = RLock()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
 def native_why_not(device: str) -> str | None:
     """Say why own kernels cannot run on a device type, or None if they can."""
-    if device == "cuda" and device not in _why_not:
-        _why_not[device] = load_cuda()
+    if device == "cuda":
+        _find(device, load_cuda)
     return _why_not.get(device, f"no own kernels for device type {device!r}")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[misc]  # torch does not annotate it
 def triton_why_not() -> str | None:
     """Say why Triton's kernels cannot run on CUDA, or None if they can."""
-    if "triton" not in _why_not:
-        _why_not["triton"] = load_triton()
+    _find("triton", load_triton)
     return _why_not["triton"]
+
+
+def _find(name: str, load: Callable[[], str | None]) -> None:
+    """Load what was not asked for before, in one of the threads that ask."""
+    if name not in _why_not:
+        with _FINDING:
+            if name not in _why_not:
+                _why_not[name] = load()
 
 
 def kernel_why_not(operator: str, device: str, dtype: torch.dtype) -> str | None:

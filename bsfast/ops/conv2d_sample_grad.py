@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsfast.layout import to_batch_last
 from bsfast.ops import check, plan
 from bsfast.ops.bilinear import Bilinear, Functions, register
 from bsfast.ops.conv2d import _FAMILY as _TRIPLE
 from bsfast.ops.conv2d_derivatives import Grads, fold, fold_input
 from bsfast.ops.conv2d_kernels import output_shape
+from bsfast.ops.memory_order import to_batch_last
 
 Pair = tuple[int, int]
 

@@ -12,7 +12,7 @@ from bsfast.ops.functorch import has_memory, transforms_active
 
 
 def to_batch_last(x: Tensor) -> Tensor:
-    """:func:`bsfast.layout.to_batch_last`, which stock operators do at a fraction of a GPU's bandwidth.
+    """:func:`bsfast.layout.to_batch_last`, on a GPU by tiles whose reads and writes are both of neighbours in memory.
 
     Args:
         x: Shape ``(M, N, C, H, W)`` or, shared by all branches, ``(N, C, H, W)``.

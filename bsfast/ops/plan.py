@@ -184,13 +184,12 @@ def conv2d_weight_grad_per_sample(*, device: str, dtype: torch.dtype, samples: i
     Returns:
         Algorithm ``"native"`` or ``"unfold"`` (patches of the input, then one product a sample), and the reason.
     """
-    refusals = (
-        (kernel_why_not("sample_grad", device, dtype), True),
-        (f"fewer than {FEWEST_SAMPLES} samples leave most vector lanes empty", samples < FEWEST_SAMPLES),
-    )
-    for why_not, applies in refusals:
-        if applies and why_not is not None:
-            return _note(Plan("unfold", why_not))
+    if why_not := kernel_why_not("sample_grad", device, dtype):
+        return _note(Plan("unfold", why_not))
+    if device == "cuda":
+        return _note(Plan("native", "a thread is a sample: nothing is added up between threads"))
+    if samples < FEWEST_SAMPLES:
+        return _note(Plan("unfold", f"fewer than {FEWEST_SAMPLES} samples leave most vector lanes empty"))
     return _note(Plan("native", "every vector lane is a sample: nothing is added up between lanes"))
 
 

@@ -1,6 +1,7 @@
 """The Triton kernels as operators: registered when they are first asked for, or why they cannot be used."""
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from bsfast.ops.cuda import why_no_device
 from bsfast.ops.library import LIBRARY
@@ -18,11 +19,12 @@ def load_triton() -> str | None:
         return why_not
     try:
         from bsfast.triton import OPERATORS, compile_one
-    except ImportError as error:
+    except Exception as error:  # Triton runs much code when it is imported
         missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
         return "Triton is not installed: pip install triton" if missing else f"Triton cannot be imported: {error}"
     try:
-        compile_one()
+        with _disable_current_modes():  # of fake tensors, under which a report may be the first to ask
+            compile_one()
     except Exception as error:  # whatever it lacks: a C compiler, headers of Python, an architecture that it knows
         said = str(error).strip().splitlines() or [""]
         return f"Triton cannot compile a kernel: {type(error).__name__}: {said[0]}"

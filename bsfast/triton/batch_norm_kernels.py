@@ -70,7 +70,7 @@ def coefficients(
     shift,
     inv,
     tiles,
-    eps,
+    EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Statistics of each unit and y = scale x + shift; a program owns a unit."""
@@ -84,7 +84,7 @@ def coefficients(
         own_mean, own_variance = merge_moments(partial, plane, first, tiles, 1, tl.arange(0, 1), BLOCK, 1)
         tl.store(mean + unit, own_mean)
         tl.store(variance + unit, own_variance)
-    own_inv = 1 / tl.sqrt(own_variance + eps)
+    own_inv = 1 / tl.sqrt(own_variance + tl.full(own_variance.shape, EPS, tl.float64))
     own_scale = own_inv
     if weight is not None:
         own_scale = own_inv * tl.load(weight + unit).to(tl.float64)

@@ -86,7 +86,7 @@ def group_moments(
     lanes,
     tiles,
     lane_tiles,
-    eps,
+    EPS: tl.constexpr,
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -98,7 +98,7 @@ def group_moments(
     at = unit * lanes + lane
     tl.store(mean + at, own_mean, lane < lanes)
     tl.store(variance + at, own_variance, lane < lanes)
-    tl.store(inv + at, 1 / tl.sqrt(own_variance + eps), lane < lanes)
+    tl.store(inv + at, 1 / tl.sqrt(own_variance + tl.full(own_variance.shape, EPS, tl.float64)), lane < lanes)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)

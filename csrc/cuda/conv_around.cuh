@@ -13,7 +13,7 @@ struct Normalise {
 
   // Where there is a scale.
   BSFAST_DEVICE float operator()(float x, float own_scale, float own_shift) const {
-    const float value = x * own_scale + own_shift;
+    const float value = fmaf(x, own_scale, own_shift);  // as Triton's, whose masks are of the same value
     return relu ? maximum(value, 0.0f) : value;
   }
 };

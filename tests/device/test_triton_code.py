@@ -20,7 +20,7 @@ MOST_REGISTERS = 128  # of which two programs of eight warps fit a multiprocesso
 BATCH = {"ROWS": 1, "COLUMNS": 2048}
 BATCH_NORM = {
     "tile_moments": BATCH,
-    "coefficients": {"BLOCK": 256, "partial": [None, ...]},
+    "coefficients": {"BLOCK": 256, "EPS": 1e-5, "partial": [None, ...]},
     "normalise": BATCH | {"RELU": True},
     "tile_gradients": BATCH | {"RELU": True, "y": [None, ...]},
     "gradient_coefficients": {"BLOCK": 256},
@@ -31,7 +31,7 @@ LARGE = {"CONTIGUOUS": True, "ROWS": 2048, "LANES": 1}
 SAMPLE = {"SLOPE": 0.2, "SCALE_PER_SAMPLE": True, "SHIFT_PER_SAMPLE": False}
 SAMPLE_NORM = {
     "tile_moments": {},
-    "group_moments": {"BLOCK": 8},
+    "group_moments": {"BLOCK": 8, "EPS": 1e-5},
     "normalise": SAMPLE,
     "tile_gradients": SAMPLE,
     "channel_gradients": SAMPLE | {"BLOCK": 8},
@@ -67,7 +67,7 @@ def compiled(function, dtype, architecture, compiled_in, pointers):
     own = "fp64" if dtype == "fp64" else "fp32"
     signature, attributes = {}, {}
     for k, name in enumerate(function.arg_names):
-        kind = "i32" if name in SIZES else "fp32" if name == "eps" else "*" + pointers.get(name, own)
+        kind = "i32" if name in SIZES else "*" + pointers.get(name, own)
         signature[name] = "constexpr" if name in compiled_in else kind
         if name not in compiled_in and (kind[0] == "*" or name in {"length", "rows", "lanes", "columns"}):
             attributes[k,] = [["tt.divisibility", 16]]
