@@ -17,7 +17,7 @@ from bsfast.fuse.rewrites import rewrite
 from bsfast.fuse.steps import Ref, Step, module_at
 from bsfast.fuse.values import PerBranch, any_per_branch, expand, vmapped, wrap
 from bsfast.nn import BatchNorm
-from bsfast.nn.functional import to_batch_last
+from bsfast.nn.functional import taken_dtype, to_batch_last
 from bsfast.nn.vmapped import call_vmapped
 from bsfast.ops import plan
 
@@ -29,8 +29,7 @@ def enter(value: Any) -> Any:
     if not is_image or tensor.dim() - isinstance(value, PerBranch) != 4:
         return value
     device = tensor.device.type
-    casts = device == "cuda" and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
-    order = plan.memory_order(device=device, dtype=torch.get_autocast_dtype(device) if casts else tensor.dtype)
+    order = plan.memory_order(device=device, dtype=taken_dtype(tensor) if device == "cuda" else tensor.dtype)
     if order.algorithm != "batch_last":
         return value
     return PerBranch(to_batch_last(tensor)) if isinstance(value, PerBranch) else to_batch_last(tensor)

@@ -16,7 +16,7 @@ from bsfast import ops
 from bsfast.layout import is_batch_last
 
 Size = int | Sequence[int]
-to_batch_last = ops.to_batch_last  # of a network's inputs, too
+to_batch_last, taken_dtype = ops.to_batch_last, ops.taken_dtype  # of a network's inputs, too
 
 
 def conv2d(
