@@ -1,6 +1,6 @@
-// The sums of conv_gather.cuh for 16-bit storage on the matrix units of sm_80 and later: 16 samples x 8 target channels
-// are the result of one instruction, and 16 pairs (source channel, tap) what it sums over. The pairs are numbered
-// through, so that narrow branches waste little: 6 channels x 9 taps fill 54 of 64.
+// The sums of conv_gather.cuh for 16-bit storage on the matrix units of sm_80 and later, or of sm_70: what they sum
+// over are pairs (source channel, tap). The pairs are numbered through, so that narrow branches waste little: of 64
+// pairs, which are 4 steps of sm_80, 6 channels x 9 taps fill 54.
 //
 // A block owns Height x Width targets of one class, 64 samples and one tile of target channels of one group; a warp
 // owns 16 of the samples. The source that the block needs of some channels lies in shared memory as one row of 64
@@ -12,16 +12,17 @@
 
 namespace bsfast {
 
-template <int ChannelTiles_>
+template <int ChannelTiles_, class Units_>
 struct MatrixTile {
+  using Units = Units_;                        // Sm80 or Sm70
   static constexpr int Height = 2, Width = 4;  // targets
   static constexpr int Pixels = Height * Width;
-  static constexpr int ChannelTiles = ChannelTiles_;  // of one instruction
+  static constexpr int ChannelTiles = ChannelTiles_;  // of one step
   static constexpr int Channels = 8 * ChannelTiles;
-  static constexpr int Depth = 16;                      // pairs of one instruction
-  static constexpr int Samples = 16 * kWarps;           // of a block
-  static constexpr int Pieces = Samples / 8;            // of 16 bytes, of a row in shared memory
-  static constexpr int WeightPadding = 8;               // keeps the lanes' loads in different banks
+  static constexpr int Samples = 16 * kWarps;  // of a block
+  static constexpr int Pieces = Samples / 8;   // of 16 bytes, of a row in shared memory
+  // Pairs in shared memory: a multiple, and more, which keep the lanes' loads of weights in different banks.
+  static constexpr int DepthUnit = 16, WeightPadding = 8;
   static constexpr int OutputRows = Pixels * Channels;  // the results pass through the same memory
 };
 
@@ -36,6 +37,12 @@ struct MatrixWindow {
     const int used = rows() > Tile::OutputRows ? rows() : Tile::OutputRows;
     return used * Tile::Samples * 2 + Tile::Channels * (depth + Tile::WeightPadding) * 2 + depth * int(sizeof(int));
   }
+};
+
+// What a lane sums up.
+template <class Tile>
+struct MatrixSums {
+  typename Tile::Units::Sums of[Tile::Height][Tile::Units::Targets][Tile::ChannelTiles];
 };
 
 template <class T>
@@ -151,16 +158,13 @@ BSFAST_DEVICE void each_piece(const GatherArguments<T>& a, const GatherBlock<Til
 // the residual lies there first, where the results will.
 template <class Tile, class T>
 BSFAST_DEVICE void finish_results(const GatherArguments<T>& a, const GatherBlock<Tile>& block, int q_row, int q_column,
-                                  int height, int width, int first_sample,
-                                  const float (&sum)[Tile::Pixels][Tile::ChannelTiles][4], T* rows) {
+                                  int height, int width, int first_sample, const MatrixSums<Tile>& sums, T* rows) {
+  using Units = typename Tile::Units;
   const Epilogue<T>& epilogue = a.epilogue;
   const int lane = int(threadIdx.x % kLanes), warp = int(threadIdx.x / kLanes);
-  const auto each = [&](auto use) {
-    each_piece<Tile>(a, block, q_row, q_column, height, width, first_sample, rows, use);
-  };
   if (epilogue.residual != nullptr) {
     __syncthreads();
-    each([&](int64 at, Vector<T, 8>* piece) {
+    each_piece<Tile>(a, block, q_row, q_column, height, width, first_sample, rows, [&](int64 at, Vector<T, 8>* piece) {
       *piece = *reinterpret_cast<const Vector<T, 8>*>(epilogue.residual + at);
     });
     __syncthreads();
@@ -170,23 +174,25 @@ BSFAST_DEVICE void finish_results(const GatherArguments<T>& a, const GatherBlock
 #pragma unroll
   for (int o = 0; o < Tile::ChannelTiles; ++o)
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int channel = o * 8 + lane % 4 * 2 + j, last = a.targets - block.first_target - 1;
+    for (int j = 0; j < Units::Channels; ++j) {
+      const int channel = o * 8 + Units::channel(lane, j), last = a.targets - block.first_target - 1;
       const float scale = epilogue.scale_of(first + min(channel, last));
       const float bias = epilogue.bias_of(first + min(channel, last));
 #pragma unroll
-      for (int p = 0; p < Tile::Pixels; ++p)
+      for (int h = 0; h < Tile::Height; ++h)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int sample = warp * 16 + lane / 4 + i * 8;
-          T& place = piece_of<Tile>(rows, p * Tile::Channels + channel, sample / 8)[sample % 8];
-          float value = sum[p][o][i * 2 + j] * scale + bias;
-          if (epilogue.residual != nullptr) value += to_float(place);
-          from_float(epilogue.relu ? maximum(value, 0.0f) : value, place);
-        }
+        for (int w = 0; w < Units::Targets; ++w)
+#pragma unroll
+          for (int i = 0; i < Units::Samples; ++i) {
+            const int p = h * Tile::Width + Units::target(lane, w), sample = warp * 16 + Units::sample(lane, i);
+            T& place = piece_of<Tile>(rows, p * Tile::Channels + channel, sample / 8)[sample % 8];
+            float value = sums.of[h][w][o].at(i, j) * scale + bias;
+            if (epilogue.residual != nullptr) value += to_float(place);
+            from_float(epilogue.relu ? maximum(value, 0.0f) : value, place);
+          }
     }
   __syncthreads();
-  each([&](int64 at, Vector<T, 8>* piece) {
+  each_piece<Tile>(a, block, q_row, q_column, height, width, first_sample, rows, [&](int64 at, Vector<T, 8>* piece) {
     if (epilogue.mask != nullptr) {
       const auto mask = *reinterpret_cast<const Vector<T, 8>*>(epilogue.mask + at);
 #pragma unroll
@@ -199,6 +205,7 @@ BSFAST_DEVICE void finish_results(const GatherArguments<T>& a, const GatherBlock
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(kThreads, kResident) conv_gather_matrix(const MatrixGatherArguments<T> arguments) {
+  using Units = typename Tile::Units;
   const GatherArguments<T>& a = arguments.gather;
   const MatrixWindow& window = arguments.window;
   const int most_rows = window.rows() > Tile::OutputRows ? window.rows() : Tile::OutputRows;
@@ -218,12 +225,12 @@ __global__ void __launch_bounds__(kThreads, kResident) conv_gather_matrix(const 
   if (height <= 0 || width <= 0) return;  // the whole block
 
   const int lane = int(threadIdx.x % kLanes), warp = int(threadIdx.x / kLanes);
-  const int zeros = window.rows() - 1;
-  float sum[Tile::Pixels][Tile::ChannelTiles][4] = {};
+  const int zeros = window.rows() - 1, weight_stride = window.depth + Tile::WeightPadding;
+  MatrixSums<Tile> sums = {};
   const int class_taps = row_taps.count * column_taps.count;
   for (int first = 0; class_taps > 0 && first < a.sources; first += window.chunk) {
     const int count = min(window.chunk, a.sources - first), pairs = count * class_taps;
-    const int depth = (pairs + Tile::Depth - 1) / Tile::Depth * Tile::Depth;
+    const int depth = (pairs + Units::Depth - 1) / Units::Depth * Units::Depth;
     __syncthreads();
     stage_source<Tile>(a, window, block, q_row * a.rows.step() + row_taps.low,
                        q_column * a.columns.step() + column_taps.low, first_sample, first, count, rows);
@@ -233,31 +240,26 @@ __global__ void __launch_bounds__(kThreads, kResident) conv_gather_matrix(const 
     }
     stage_pairs<Tile>(a, window, block, row_taps, column_taps, first, pairs, depth, weights, table);
     __syncthreads();
-    for (int k = 0; k < depth; k += Tile::Depth) {
-      // Matrices 0 to 3 of an instruction's first factor: pairs 0-7 or 8-15 (lane / 16), samples 0-7 or 8-15.
-      const int row = table[k + lane / 16 * 8 + lane % 8], piece = warp * 2 + lane / 8 % 2;
+    for (int k = 0; k < depth; k += Units::Depth) {
+      const int row = table[k + Units::pair(lane)], piece = warp * 2 + Units::piece(lane);
       unsigned right[Tile::ChannelTiles][2];
 #pragma unroll
-      for (int o = 0; o < Tile::ChannelTiles; ++o) {
-        const T* from = weights + (o * 8 + lane / 4) * (window.depth + Tile::WeightPadding) + k + lane % 4 * 2;
-        right[o][0] = *reinterpret_cast<const unsigned*>(from);
-        right[o][1] = *reinterpret_cast<const unsigned*>(from + 8);
-      }
+      for (int o = 0; o < Tile::ChannelTiles; ++o)
+        Units::load_weights(weights + o * 8 * weight_stride + k, weight_stride, lane, right[o]);
 #pragma unroll
       for (int h = 0; h < Tile::Height; ++h)
 #pragma unroll
-        for (int w = 0; w < Tile::Width; ++w) {
-          const int pixel = h * a.rows.step() * window.width + w * a.columns.step();
-          unsigned left[4];
-          load_matrices_transposed(left, piece_of<Tile>(rows, row < 0 ? zeros : row + pixel, piece));
+        for (int w = 0; w < Units::Targets; ++w) {
+          const int pixel = h * a.rows.step() * window.width + Units::target(lane, w) * a.columns.step();
+          typename Units::Source left;
+          Units::load_source(piece_of<Tile>(rows, row < 0 ? zeros : row + pixel, piece), left);
 #pragma unroll
-          for (int o = 0; o < Tile::ChannelTiles; ++o)
-            multiply_matrices(T{}, sum[h * Tile::Width + w][o], left, right[o]);
+          for (int o = 0; o < Tile::ChannelTiles; ++o) Units::multiply(T{}, left, right[o], sums.of[h][w][o]);
         }
     }
   }
 
-  finish_results<Tile>(a, block, q_row, q_column, height, width, first_sample, sum, rows);
+  finish_results<Tile>(a, block, q_row, q_column, height, width, first_sample, sums, rows);
   if (a.statistics == nullptr) return;
   if (a.epilogue.mask != nullptr) __syncthreads();
   write_statistics<Tile>(a, block, rows, height, width, min(Tile::Samples, a.samples - first_sample));

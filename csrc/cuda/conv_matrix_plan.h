@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
+#include <type_traits>
 
 #include "cuda/conv_gather_matrix.cuh"
 #include "cuda/conv_plan.h"
@@ -14,25 +16,38 @@ constexpr int kSharedBytes = 48 * 1024;  // that every launch may ask for
 constexpr double kLeastFilled = 0.75;    // of the blocks' samples; below, the ordinary units do less in vain
 constexpr int kMostChannelTiles = 3;
 
+enum class MatrixUnits { none, sm_70, sm_80 };
+
+// Those that a device can use if it runs code that was compiled for one of these architectures, all as
+// 10 * (10 * major + minor). Devices after sm_70 must not run its instructions, which they do far too slowly.
+inline MatrixUnits matrix_units_of(int device, std::initializer_list<int> compiled) {
+  for (int architecture : compiled) {
+    if (architecture == 700 && device == 700) return MatrixUnits::sm_70;
+    if (architecture >= 800 && architecture <= device) return MatrixUnits::sm_80;
+  }
+  return MatrixUnits::none;
+}
+
 // Calls use(tile) with the fewest tiles of 8 target channels, of at most three, that hold all channels evenly.
-template <class T, class Use>
+template <class Units, class T, class Use>
 void choose_matrix_tile(const GatherArguments<T>& a, Use use) {
   const int eights = (a.targets + 7) / 8, rounds = (eights + kMostChannelTiles - 1) / kMostChannelTiles;
   const int tiles = (eights + rounds - 1) / rounds;
-  if (tiles == 1) return use(MatrixTile<1>{});
-  return tiles == 2 ? use(MatrixTile<2>{}) : use(MatrixTile<3>{});
+  if (tiles == 1) return use(MatrixTile<1, Units>{});
+  return tiles == 2 ? use(MatrixTile<2, Units>{}) : use(MatrixTile<3, Units>{});
 }
 
-// The same sums on the matrix units of sm_80 and later, unless the sizes do not fit them.
+// The same sums on matrix units, unless these do not take the type or the sizes do not fit them.
 template <class T>
-std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T>& gather) {
+std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T>& gather, MatrixUnits units) {
   static_assert(sizeof(T) == 2, "the matrix units take 16-bit storage here");
+  if (units == MatrixUnits::none || (units == MatrixUnits::sm_70 && !std::is_same_v<T, Half>)) return std::nullopt;
   MatrixGatherArguments<T> m{gather, {}};
   GatherArguments<T>& a = m.gather;
   if (a.samples % 8 != 0 || !aligned(16, a)) return std::nullopt;
   if (a.targets == 0 || a.sources == 0) return std::nullopt;
   std::optional<MatrixGatherArguments<T>> result;
-  choose_matrix_tile(a, [&](auto tile) {
+  choose_matrix_tile<Sm80>(a, [&](auto tile) {  // whose sizes are those of Sm70, too
     using Tile = decltype(tile);
     const int64_t sample_tiles = (a.samples + Tile::Samples - 1) / Tile::Samples;
     if (double(a.samples) < kLeastFilled * double(sample_tiles * Tile::Samples)) return;
@@ -51,7 +66,8 @@ std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T
     if (height * width * Tile::Samples * 2 > kSharedBytes || row_taps * column_taps > kSharedBytes) return;
     const auto with_chunk = [&](int chunk) {
       const int pairs = chunk * int(row_taps * column_taps);
-      return MatrixWindow{int(height), int(width), chunk, (pairs + Tile::Depth - 1) / Tile::Depth * Tile::Depth};
+      const int depth = (pairs + Tile::DepthUnit - 1) / Tile::DepthUnit * Tile::DepthUnit;
+      return MatrixWindow{int(height), int(width), chunk, depth};
     };
     int most = std::min(kMostChunk, a.sources);
     while (most > 0 && with_chunk(most).template shared_bytes<Tile>() > kSharedBytes) --most;
@@ -66,14 +82,18 @@ std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T
 }
 
 template <class T, class Launch>
-void conv_gather_matrix(const ConvShape& shape, const MatrixGatherArguments<T>& m, const Launch& launch) {
-  choose_matrix_tile(m.gather, [&](auto tile) {
+void conv_gather_matrix(const ConvShape& shape, const MatrixGatherArguments<T>& m, MatrixUnits units,
+                        const Launch& launch) {
+  const auto start = [&](auto tile) {
     using Tile = decltype(tile);
     const unsigned blocks = gather_blocks<T, Tile>(shape, m.gather);
     if (blocks == 0) return;
     launch(&bsfast::conv_gather_matrix<T, Tile>,
            Grid{blocks, unsigned(kThreads), unsigned(m.window.template shared_bytes<Tile>())}, m);
-  });
+  };
+  if constexpr (std::is_same_v<T, Half>)
+    if (units == MatrixUnits::sm_70) return choose_matrix_tile<Sm70>(m.gather, start);
+  choose_matrix_tile<Sm80>(m.gather, start);
 }
 
 }  // namespace bsfast::cuda

@@ -1,7 +1,7 @@
 // The convolution operators that bsfast/ops declares, on CUDA: checks, choice of the kernel, its start. Host code.
 //
 // A `Device` is made from an operator's name and a tensor: it makes that tensor's device current as long as it lives,
-// says whether has_matrix_units(), and is the launcher that the plans call.
+// says which matrix_units() it has, and is the launcher that the plans call.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -71,9 +71,11 @@ void gather(const Device& device, const ConvShape& s, GatherArguments<T> a, cons
     merge_statistics({chosen.statistics, result<float>(*mean), result<float>(*variance), size[0], chosen.parts},
                      device);
   };
-  if constexpr (sizeof(T) == 2)
-    if (device.has_matrix_units())
-      if (auto m = matrix_arguments(a)) return described(m->gather, [&] { conv_gather_matrix(s, *m, device); });
+  if constexpr (sizeof(T) == 2) {
+    const MatrixUnits units = device.matrix_units();
+    if (auto m = matrix_arguments(a, units))
+      return described(m->gather, [&] { conv_gather_matrix(s, *m, units, device); });
+  }
   described(a, [&] { conv_gather(s, a, device); });
 }
 

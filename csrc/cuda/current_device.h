@@ -5,13 +5,10 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/conv_plan.h"
+#include "cuda/conv_matrix_plan.h"
 #include "operands.h"
 
 namespace bsfast::cuda {
-
-// The architectures that this library is compiled for, as 10 * (10 * major + minor), ascending.
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
 
 inline void check_cuda(const char* op, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, op, ": CUDA says ", cudaGetErrorString(error));
@@ -25,15 +22,11 @@ class CurrentDevice {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
   }
 
-  // Those of sm_80 and later, if the device runs code that was compiled for one of these.
-  bool has_matrix_units() const {
+  MatrixUnits matrix_units() const {
     int major = 0, minor = 0;
     check_cuda(op_, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_));
     check_cuda(op_, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index_));
-    const int own = 10 * (10 * major + minor);
-    for (int architecture : kArchitectures)
-      if (architecture >= 800 && architecture <= own) return true;
-    return false;
+    return matrix_units_of(10 * (10 * major + minor), {__CUDA_ARCH_LIST__});
   }
 
   template <class Argument>

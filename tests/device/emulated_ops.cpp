@@ -11,7 +11,7 @@ namespace {
 
 struct EmulatedDevice : bsfast::emulation::Launcher {
   EmulatedDevice(const char*, const bsfast::Tensor&) : Launcher{bsfast::emulation::Order::random} {}
-  bool has_matrix_units() const { return true; }
+  bsfast::cuda::MatrixUnits matrix_units() const { return bsfast::cuda::MatrixUnits::sm_80; }
 };
 
 }  // namespace

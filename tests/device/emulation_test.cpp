@@ -174,6 +174,53 @@ __global__ void product(const uint16_t* a, const uint16_t* b, float* c, unsigned
   for (unsigned i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + pair + i % 2] = sums[i];
 }
 
+// The same for four products at once, of 8x4 and 4x8 matrices, from the manual's figures: of the first product T0 to T3
+// hold columns 0 to 3 of a's rows 0-3 and columns 0 to 3 of b, T16 to T19 those of rows 4-7 and columns 4 to 7.
+__global__ void four_products(const uint16_t* a, const uint16_t* b, float* c, unsigned shift) {
+  constexpr unsigned kThreadOf[2] = {0, 16}, kColumnsOf[2][4] = {{0, 1, 4, 5}, {2, 3, 6, 7}};
+  const unsigned lane = threadIdx.x;
+  for (unsigned product = 0; product < 4; ++product)
+    for (unsigned half = 0; half < 2; ++half) {
+      const unsigned first = kThreadOf[half] + 4 * product;
+      if (lane < first || lane >= first + 4) continue;
+      const unsigned t = lane - first;
+      const uint16_t *left = a + product * 32, *right = b + product * 32;
+      const auto two = [](const uint16_t* from, unsigned stride) { return unsigned(from[0]) | from[stride] << 16u; };
+      const uint16_t* column = right + half * 4 + (t + shift) % 4;
+      const unsigned as[2] = {two(left + half * 16 + t, 4), two(left + half * 16 + 8 + t, 4)};
+      const unsigned bs[2] = {two(column, 8), two(column + 16, 8)};
+      float sums[8] = {};
+      multiply_8x8x4<half_to_float>(sums, as, bs, "four_products", 0);
+      // Rows 0 and 2, or 1 and 3, of its half; four columns of each.
+      for (unsigned i = 0; i < 4; ++i)
+        for (unsigned row = 0; row < 2; ++row)
+          c[product * 64 + (half * 4 + row * 2 + t % 2) * 8 + kColumnsOf[t / 2][i]] = sums[i / 2 * 4 + row * 2 + i % 2];
+    }
+}
+
+void test_four_products() {
+  Memory<uint16_t> a(128), b(128);
+  Memory<float> c(256);
+  std::mt19937 random(1);
+  for (auto* memory : {&a, &b})
+    for (int64_t i = 0; i < memory->count; ++i) memory->data[i] = half_from_float(float(int(random() % 17) - 8));
+  const auto errors = [&](unsigned shift) {
+    int wrong = 0;
+    c.poison();
+    run({{1, 1, 1}, {32, 1, 1}, 0, Order::random, 5}, [&] { four_products(a.data, b.data, c.data, shift); });
+    for (int at = 0; at < 256; ++at) {
+      const int first = at / 64 * 32, i = at / 8 % 8, j = at % 8;
+      float sum = 0;
+      for (int k = 0; k < 4; ++k)
+        sum += half_to_float(a.data[first + i * 4 + k]) * half_to_float(b.data[first + k * 8 + j]);
+      wrong += !(c.data[at] == sum);
+    }
+    return wrong;
+  };
+  expect(errors(0) == 0, "four products of matrices");
+  expect(errors(1) > 0, "a wrong fragment index of four products shows");
+}
+
 void test_fragments() {
   Memory<uint16_t> a(256), b(128);
   Memory<float> c(128);
@@ -239,6 +286,7 @@ int main(int count, char** arguments) {
   test_shared_memory_is_poisoned();
   test_half();
   test_fragments();
+  test_four_products();
   test_load_matrices();
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -44,10 +44,20 @@ def matrix(storage: str, channel_tiles: int) -> Instance:
     pixels = 8
     multiply = "HMMA.16816.F32" + (".BF16" if storage == "BFloat16" else "")
     return Instance(
-        f"conv_gather_matrix<{storage},MatrixTile<{channel_tiles}>>",
+        f"conv_gather_matrix<{storage},MatrixTile<{channel_tiles},Sm80>>",
         f"const MatrixGatherArguments<{storage}>",
         dict.fromkeys(("sm_80", "sm_90"), 168),
         {multiply: pixels * channel_tiles, "LDSM.16.MT88.4": pixels},
+    )
+
+
+def matrix_of_sm_70(channel_tiles: int) -> Instance:
+    # Two instructions for 4 of the 8 pixels.
+    return Instance(
+        f"conv_gather_matrix<Half,MatrixTile<{channel_tiles},Sm70>>",
+        "const MatrixGatherArguments<Half>",
+        {"sm_70": 208},
+        {"HMMA.884.F32.F32.STEP0": 4 * channel_tiles},
     )
 
 
@@ -78,8 +88,9 @@ INSTANCES = [
     sample_grad("BFloat16", 8, 9),
     Instance("sum_parts<float>", "const SumPartsArguments<float>", FEW_REGISTERS, {}),
     Instance("merge_statistics", "const MergeArguments", FEW_REGISTERS, {"SHFL.BFLY": 15}),
-    *(matrix("Half", tiles) for tiles in (1, 2, 3)),
+    *(matrix("Half", tiles) for tiles in (1, 3)),
     matrix("BFloat16", 3),
+    matrix_of_sm_70(3),
 ]
 
 

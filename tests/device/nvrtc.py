@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 
-def compile_cubin(library: Path, source: str, options: list[str]) -> tuple[bytes, str]:
+def compile_cubin(library: Path, source: str, options: list[str]) -> tuple[bytes, str, str]:
     """Compile device code to a cubin.
 
     Args:
@@ -13,7 +13,7 @@ def compile_cubin(library: Path, source: str, options: list[str]) -> tuple[bytes
         options: Of the compiler.
 
     Returns:
-        The cubin, and what the compiler said.
+        The cubin, its PTX, and what the compiler said.
 
     Raises:
         RuntimeError: If the code does not compile; with what the compiler said.
@@ -40,6 +40,6 @@ def compile_cubin(library: Path, source: str, options: list[str]) -> tuple[bytes
         log = text("ProgramLog").rstrip(b"\0").decode()
         if failed:
             raise RuntimeError(f"nvrtcCompileProgram: error {failed}\n{log}")
-        return text("CUBIN"), log
+        return text("CUBIN"), text("PTX").rstrip(b"\0").decode(), log
     finally:
         call("nvrtcDestroyProgram", ctypes.byref(program))

@@ -22,8 +22,9 @@ void start(const ConvShape& s) {
 
 template <class T>
 void start_on_matrix_units(const ConvShape& s) {
-  const auto arguments = cuda::matrix_arguments(cuda::gather_arguments<T>(s, true, nullptr, nullptr, nullptr));
-  if (arguments) cuda::conv_gather_matrix(s, *arguments, Launcher{});
+  const auto units = cuda::matrix_units_of(800, {800});
+  const auto arguments = cuda::matrix_arguments(cuda::gather_arguments<T>(s, true, nullptr, nullptr, nullptr), units);
+  if (arguments) cuda::conv_gather_matrix(s, *arguments, units, Launcher{});
 }
 
 }  // namespace

@@ -12,6 +12,12 @@ from tests.device.tools import ROOT, TOOLS, find, succeed
 
 MOST_INSTANCES = 30
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90"]
+# Instructions as nvdisasm names them, in PTX: nvdisasm 13 does not read sm_70.
+PTX = {
+    "FFMA": "fma.rn.f32",
+    "SHFL.BFLY": "shfl.sync.bfly.b32",
+    "HMMA.884.F32.F32.STEP0": "mma.sync.aligned.m8n8k4.col.col.f32.f16.f16.f32",
+}
 
 
 class Code(NamedTuple):
@@ -47,6 +53,13 @@ def read_disassembly(text: str) -> dict[str, list[str]]:
     return dict(zip(plain_names([kernel.split(",")[0] for kernel in kernels]), found, strict=True))
 
 
+def read_ptx(text: str) -> dict[str, list[str]]:
+    """Read the instructions of each kernel."""
+    kernels = text.split(".entry ")[1:]
+    found = [re.findall(r"(?m)^\s*(?:@!?%p\d+\s+)?([a-z][\w.]*)\s", kernel) for kernel in kernels]
+    return dict(zip(plain_names([kernel.split("(")[0] for kernel in kernels]), found, strict=True))
+
+
 def nvcc(text: str, architecture: str, folder: Path) -> tuple[Path, str]:
     file, cubin = folder / "kernels.cu", folder / "kernels.cubin"
     file.write_text(text)
@@ -64,8 +77,9 @@ def compiled(request, tmp_path_factory):
     if library is None:
         pytest.skip("libnvrtc.so.12 not found; tests/device/requirements.txt names its package")
     options = [f"--gpu-architecture={request.param}", "--std=c++17", f"-I{ROOT / 'csrc'}", "--ptxas-options=-v"]
-    cubin, log = compile_cubin(library, source(request.param), options)
+    cubin, ptx, log = compile_cubin(library, source(request.param), options)
     folder.joinpath("kernels.cubin").write_bytes(cubin)
+    folder.joinpath("kernels.ptx").write_text(ptx)
     return request.param, folder / "kernels.cubin", log
 
 
@@ -79,8 +93,8 @@ def report(compiled):
 def instructions(compiled):
     architecture, cubin, _ = compiled
     if architecture == "sm_70":
-        pytest.skip("nvdisasm 13 does not read sm_70")
-    return read_disassembly(succeed(find("nvdisasm"), "-c", cubin))
+        return architecture, read_ptx(cubin.with_suffix(".ptx").read_text())
+    return architecture, read_disassembly(succeed(find("nvdisasm"), "-c", cubin))
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.name)
@@ -95,9 +109,15 @@ def test_registers(report, instance):
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=lambda instance: instance.name)
 def test_instructions(instructions, instance):
-    found = instructions[instance.name]
-    assert [name for name in found if name.startswith(("LDL", "STL"))] == []
-    for name, least in instance.sass.items():
+    architecture, kernels = instructions
+    if architecture not in instance.registers:
+        pytest.skip(f"{architecture} has no such matrix units")
+    found = kernels[instance.name]
+    assert [name for name in found if name.startswith(("LDL", "STL", "ld.local", "st.local"))] == []
+    expected = instance.sass
+    if architecture == "sm_70":
+        expected = {PTX[name]: least for name, least in instance.sass.items() if name in PTX}
+    for name, least in expected.items():
         assert sum(other == name or other.startswith(f"{name}.") for other in found) >= least, name
 
 
@@ -126,3 +146,15 @@ ptxas info    : Used 168 registers, used 1 barriers"""
 .L_x_1:
         /*15f0*/                   FFMA R1, R2, R3, R1 ;"""
     assert read_disassembly(sass) == {"f": ["IMAD.MOV.U32", "LDL.64", "FFMA"]}
+    ptx = """
+.weak .entry _Z1fv(
+	.param .u64 _Z1fv_param_0
+)
+{
+	ld.param.u64 	%rd1, [_Z1fv_param_0];
+	@!%p1 bra 	$L__BB0_2;
+$L__BB0_2:
+	// begin inline asm
+	mma.sync.aligned.m8n8k4.col.col.f32.f16.f16.f32 {%f1}, {%r1}, {%r2}, {%f1};
+}"""
+    assert read_ptx(ptx) == {"f": ["ld.param.u64", "bra", "mma.sync.aligned.m8n8k4.col.col.f32.f16.f16.f32"]}

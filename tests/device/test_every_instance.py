@@ -45,7 +45,7 @@ def by_nvrtc(symbols: list[str], architecture: str) -> dict[str, Code]:
     kernels = [f"template __global__ {symbol};" for symbol in symbols if symbol.startswith("void ")]
     text = "\n".join([*(f'#include "cuda/{header}"' for header in headers), *kernels])
     options = [f"--gpu-architecture={architecture}", "--std=c++17", f"-I{ROOT / 'csrc'}", "--ptxas-options=-v"]
-    return read_log(compile_cubin(library, text, options)[1])
+    return read_log(compile_cubin(library, text, options)[-1])
 
 
 def bounds(family: str, architecture: str) -> list[int]:

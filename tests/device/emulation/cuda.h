@@ -79,6 +79,10 @@ void multiply_matrices(T, float (&d)[4], const unsigned (&a)[4], const unsigned 
   emulation::multiply_16x8x16<widen<T>>(d, a, b, __builtin_FILE(), __builtin_LINE());
 }
 
+inline void multiply_by_quad_pairs(float (&d)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
+  emulation::multiply_8x8x4<emulation::half_to_float>(d, a, b, __builtin_FILE(), __builtin_LINE());
+}
+
 template <class T>
 T* shared_memory() {
   return static_cast<T*>(emulation::shared_memory());

@@ -1,5 +1,5 @@
 // The matrix instructions of a warp, from the fragment tables of the PTX manual ("Matrix Fragments for mma.m16n8k16",
-// "Warp-level matrix load instruction: ldmatrix").
+// "Matrix Fragments for mma.m8n8k4", "Warp-level matrix load instruction: ldmatrix").
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,51 @@ void multiply_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)
         for (int k = 0; k < 16; ++k) sum += double(left[row][k]) * double(right[k][column]);
         own.d[i] = float(sum);
       }
+    }
+  });
+}
+
+// d += a b for four pairs of an 8x4 matrix a and a 4x8 matrix b of 16-bit numbers, both by columns, and 8x8 matrices d
+// of floats.
+template <float (*ToFloat)(uint16_t)>
+void multiply_8x8x4(float (&d)[8], const unsigned (&a)[2], const unsigned (&b)[2], const char* file = __builtin_FILE(),
+                    int line = __builtin_LINE()) {
+  struct Fragments {
+    float* d;
+    const unsigned *a, *b;
+  } mine{d, a, b};
+  synchronize_warp(kAllLanes, file, line, &mine, [](void* const* lanes, unsigned) {
+    const auto half = [](const unsigned* words, int i) { return ToFloat(uint16_t(words[i / 2] >> 16 * (i % 2))); };
+    for (int computation = 0; computation < 4; ++computation) {
+      float left[8][4], right[4][8], result[8][8];
+      const auto each_thread = [&](auto use) {
+        for (int first : {0, 16})
+          for (int lane = first + 4 * computation; lane < first + 4 * computation + 4; ++lane)
+            use(lane, *static_cast<Fragments*>(lanes[lane]));
+      };
+      const auto each_sum = [&](auto use) {
+        each_thread([&](int lane, Fragments& own) {
+          for (int i = 0; i < 8; ++i) {
+            const int x = (lane & 1) + (i & 2), row = lane < 16 ? x : x + 4;
+            use(own.d[i], result[row][(i & 4) + (lane & 2) + (i & 1)]);
+          }
+        });
+      };
+      each_thread([&](int lane, const Fragments& own) {
+        const int high = lane < 16 ? 0 : 4;
+        for (int i = 0; i < 4; ++i) {
+          left[i + high][lane % 4] = half(own.a, i);
+          right[i][lane % 4 + high] = half(own.b, i);
+        }
+      });
+      each_sum([](float own, float& of_matrix) { of_matrix = own; });
+      for (int row = 0; row < 8; ++row)
+        for (int column = 0; column < 8; ++column) {
+          double sum = double(result[row][column]);
+          for (int k = 0; k < 4; ++k) sum += double(left[row][k]) * double(right[k][column]);
+          result[row][column] = float(sum);
+        }
+      each_sum([](float& own, float of_matrix) { own = of_matrix; });
     }
   });
 }
