@@ -12,6 +12,7 @@
 #include "conv_operands.h"
 #include "cuda/conv_matrix_plan.h"
 #include "cuda/conv_sample_plan.h"
+#include "cuda/conv_weight_grad_matrix_plan.h"
 #include "cuda/statistics_plan.h"
 
 namespace bsfast::cuda {
@@ -154,10 +155,16 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
     using T = decltype(zero);
     const Normalise before{data_or_null<float>(scale), data_or_null<float>(shift), rectify};
     auto a = weight_grad_arguments<T>(s, data<T>(x), data<T>(grad), before);
-    const Ints size{a.parts, out.numel()};
-    const Tensor partial = torch::stable::new_empty(out, size, ScalarType::Float);
-    a.partial = result<float>(partial);
-    conv_weight_grad(s, a, result<T>(out), device);
+    const auto start = [&](auto& arguments, WeightGradArguments<T>& sums) {
+      const Ints size{sums.parts, out.numel()};
+      const Tensor partial = torch::stable::new_empty(out, size, ScalarType::Float);
+      sums.partial = result<float>(partial);
+      conv_weight_grad(s, arguments, result<T>(out), device);
+    };
+    if constexpr (sizeof(T) == 2)
+      if (device.matrix_units() == MatrixUnits::sm_80)
+        if (auto m = matrix_arguments(a)) return start(*m, m->grad);
+    start(a, a);
   });
 }
 

@@ -177,20 +177,25 @@ WeightGradArguments<T> weight_grad_arguments(const ConvShape& s, const T* x, con
   return a;
 }
 
+template <class T, class Launch>
+void sum_parts(const ConvShape& shape, const WeightGradArguments<T>& a, T* result, const Launch& launch) {
+  const int64_t count = shape.branches * shape.weights();
+  launch(&bsfast::sum_parts<T>,
+         Grid{unsigned(narrow("the grid", (count + kThreads - 1) / kThreads)), unsigned(kThreads), 0},
+         SumPartsArguments<T>{a.partial, result, count, a.parts});
+}
+
 // Writes the weight gradient, [M, groups * C_out, C_in, kH, kW].
 template <class T, class Launch>
 void conv_weight_grad(const ConvShape& shape, const WeightGradArguments<T>& a, T* result, const Launch& launch) {
-  const int64_t count = shape.branches * shape.weights();
-  if (count == 0) return;
+  if (shape.branches * shape.weights() == 0) return;
   choose_weight_grad_tile(a, [&](auto tile) {
     using Tile = decltype(tile);
     const int64_t blocks = weight_grad_blocks<T, Tile>(a) * a.parts;
     launch(&bsfast::conv_weight_grad<T, Tile>,
            Grid{unsigned(narrow("the grid", blocks)), unsigned(kThreads), unsigned(Tile::SharedBytes)}, a);
   });
-  launch(&bsfast::sum_parts<T>,
-         Grid{unsigned(narrow("the grid", (count + kThreads - 1) / kThreads)), unsigned(kThreads), 0},
-         SumPartsArguments<T>{a.partial, result, count, a.parts});
+  sum_parts(shape, a, result, launch);
 }
 
 }  // namespace bsfast::cuda

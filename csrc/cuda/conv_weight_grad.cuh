@@ -32,31 +32,32 @@ struct WeightGradTile {
   static constexpr int SharedBytes = Rows * int(sizeof(InputRow)) + (kWarps + 2) * Rows * int(sizeof(float));
 };
 
-// Counts a thread's units, kThreads apart, without a division for each.
-struct UnitCounter {
-  int vectors, width;                 // vectors of samples in a position; positions in a row
-  int step_n, step_column, step_row;  // kThreads units, in these
-  int n, column, row;
+// Counts three nested loops' rounds, `step` apart, without a division for each.
+struct Counter {
+  int inner_size, middle_size;
+  int inner_step, middle_step, outer_step;  // one step, in these
+  int inner, middle, outer;
 
-  BSFAST_DEVICE UnitCounter(int first, int vectors, int width) : vectors(vectors), width(width) {
-    n = first % vectors;
-    column = first / vectors % width;
-    row = first / vectors / width;
-    step_n = kThreads % vectors;
-    step_column = kThreads / vectors % width;
-    step_row = kThreads / vectors / width;
+  BSFAST_DEVICE Counter(int first, int step, int inner_size, int middle_size)
+      : inner_size(inner_size), middle_size(middle_size) {
+    inner = first % inner_size;
+    middle = first / inner_size % middle_size;
+    outer = first / inner_size / middle_size;
+    inner_step = step % inner_size;
+    middle_step = step / inner_size % middle_size;
+    outer_step = step / inner_size / middle_size;
   }
   BSFAST_DEVICE void next() {
-    n += step_n;
-    column += step_column;
-    row += step_row;
-    if (n >= vectors) {
-      n -= vectors;
-      ++column;
+    inner += inner_step;
+    middle += middle_step;
+    outer += outer_step;
+    if (inner >= inner_size) {
+      inner -= inner_size;
+      ++middle;
     }
-    if (column >= width) {
-      column -= width;
-      ++row;
+    if (middle >= middle_size) {
+      middle -= middle_size;
+      ++outer;
     }
   }
 };
@@ -103,15 +104,16 @@ __global__ void __launch_bounds__(kThreads, kWeightGradBlocks) conv_weight_grad(
   const int vectors = a.samples / V, units = a.rows.target * a.columns.target * vectors;
   const int begin = int(int64(units) * part / a.parts), end = int(int64(units) * (part + 1) / a.parts);
   float sum[K][Q] = {};
-  UnitCounter at(begin + int(threadIdx.x), vectors, a.columns.target);
+  // Vectors of samples, columns, rows.
+  Counter at(begin + int(threadIdx.x), kThreads, vectors, a.columns.target);
   for (int unit = begin + int(threadIdx.x); unit < end; unit += kThreads, at.next()) {
-    const T* from_grad = grad + (at.row * a.columns.target + at.column) * a.samples + at.n * V;
+    const T* from_grad = grad + (at.outer * a.columns.target + at.middle) * a.samples + at.inner * V;
     float d[Q][V];
 #pragma unroll
     for (int o = 0; o < Q; ++o) load(from_grad + (o < channels ? o : 0) * grad_plane, d[o]);
     float values[K][V];
     const unsigned inside =
-        read_rows(x + at.n * V, a.rows, a.columns, a.samples, at.row, at.column, input_rows, values);
+        read_rows(x + at.inner * V, a.rows, a.columns, a.samples, at.outer, at.middle, input_rows, values);
     if (a.normalise.scale != nullptr) {
 #pragma unroll
       for (int k = 0; k < K; ++k)

@@ -10,8 +10,20 @@
 namespace bsfast {
 
 #if !defined(BSFAST_EMULATION)
-// Loads four 8x8 matrices of 16-bit numbers, each transposed; lane 8 i + r gives the address of row r of matrix i, a
-// multiple of 16 bytes in shared memory.
+// Loads four 8x8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i, a multiple of 16
+// bytes in shared memory.
+BSFAST_DEVICE void load_matrices(unsigned (&to)[4], const void* row) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row)))
+               : "memory");
+#else
+  __trap();
+#endif
+}
+
+// The same, each transposed.
 BSFAST_DEVICE void load_matrices_transposed(unsigned (&to)[4], const void* row) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

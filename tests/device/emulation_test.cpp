@@ -174,8 +174,8 @@ __global__ void product(const uint16_t* a, const uint16_t* b, float* c, unsigned
   for (unsigned i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + pair + i % 2] = sums[i];
 }
 
-// The same for four products at once, of 8x4 and 4x8 matrices, from the manual's figures: of the first product T0 to T3
-// hold columns 0 to 3 of a's rows 0-3 and columns 0 to 3 of b, T16 to T19 those of rows 4-7 and columns 4 to 7.
+// The same for four products at once, of 8x4 and 4x8 matrices; the element (row, k) of a goes to the lane whose table
+// the manual prints as a figure: T0-T3 hold columns 0-3 of rows 0-3, T16-T19 of rows 4-7.
 __global__ void four_products(const uint16_t* a, const uint16_t* b, float* c, unsigned shift) {
   constexpr unsigned kThreadOf[2] = {0, 16}, kColumnsOf[2][4] = {{0, 1, 4, 5}, {2, 3, 6, 7}};
   const unsigned lane = threadIdx.x;

@@ -61,6 +61,17 @@ def matrix_of_sm_70(channel_tiles: int) -> Instance:
     )
 
 
+def matrix_grad(storage: str, channel_tiles: int) -> Instance:
+    # 32 samples of a position at once, in four tiles of rows; the other factor is loaded for two tiles of channels.
+    multiply = "HMMA.16816.F32" + (".BF16" if storage == "BFloat16" else "")
+    return Instance(
+        f"conv_weight_grad_matrix<{storage},MatrixGradTile<{channel_tiles}>>",
+        f"const MatrixWeightGradArguments<{storage}>",
+        dict.fromkeys(("sm_80", "sm_90"), 168),
+        {multiply: 2 * 4 * channel_tiles, "LDSM.16.M88.4": 2 * (4 + (channel_tiles + 1) // 2)},
+    )
+
+
 def sample_grad(storage: str, channels: int, rows: int) -> Instance:
     return Instance(
         f"conv_sample_grad<{storage},SampleGradTile<{channels},{rows}>>",
@@ -72,7 +83,8 @@ def sample_grad(storage: str, channels: int, rows: int) -> Instance:
 
 STORAGE = ("float", "Half", "BFloat16")
 # Of one of the two 16-bit types what differs in no more than its conversions is left out.
-LEFT_OUT = {("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1))}
+LEFT_OUT = {("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1)), ("BFloat16", (6, 8, 2))}
+LEFT_OUT |= {("BFloat16", (1, 4, 8, 1, 1))}
 GATHER_TILES = [(2, 2, 6, 2, 3), (2, 2, 8, 2, 3), (1, 4, 6, 2, 1), (1, 4, 8, 2, 1), (1, 4, 8, 1, 1)]
 WEIGHT_GRAD_TILES = [(6, 8, 2), (8, 8, 2), (8, 8, 1)]
 FEW_REGISTERS = dict.fromkeys(("sm_70", "sm_80", "sm_90"), 40)
@@ -91,11 +103,13 @@ INSTANCES = [
     *(matrix("Half", tiles) for tiles in (1, 3)),
     matrix("BFloat16", 3),
     matrix_of_sm_70(3),
+    matrix_grad("Half", 1),
+    matrix_grad("BFloat16", 6),
 ]
 
 
 def source(architecture: str) -> str:
     """Return a file that instantiates what is compiled for an architecture."""
     kernels = [instance.declaration for instance in INSTANCES if architecture in instance.registers]
-    headers = ["conv_gather_matrix.cuh", "conv_sample_grad.cuh", "conv_weight_grad.cuh", "statistics.cuh"]
+    headers = ["conv_gather_matrix.cuh", "conv_sample_grad.cuh", "conv_weight_grad_matrix.cuh", "statistics.cuh"]
     return "\n".join([*(f'#include "cuda/{header}"' for header in headers), "namespace bsfast {", *kernels, "}"])

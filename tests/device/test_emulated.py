@@ -12,6 +12,7 @@ KERNELS = [
     "conv_gather_test",
     "conv_gather_matrix_test",
     "conv_weight_grad_test",
+    "conv_weight_grad_matrix_test",
     "conv_sample_grad_test",
     "conv_around_test",
 ]

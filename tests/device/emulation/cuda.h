@@ -64,6 +64,9 @@ namespace bsfast {
 inline float half_to_float(unsigned short bits) { return emulation::half_to_float(bits); }
 inline unsigned short half_from_float(float value) { return emulation::half_from_float(value); }
 
+inline void load_matrices(unsigned (&to)[4], const void* row) {
+  emulation::load_matrices(to, row, false, __builtin_FILE(), __builtin_LINE());
+}
 inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
   emulation::load_matrices(to, row, true, __builtin_FILE(), __builtin_LINE());
 }
