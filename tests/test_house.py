@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "bsfast/nn": ["torch", "bsfast.ops", "bsfast.layout"],
     # The plan and the memory order of a whole network are chosen here; operators are reached through bsfast.nn only.
     "bsfast/fuse": ["torch", "bsfast.nn", "bsfast.layout", "bsfast.ops.plan"],
-    "bsfast/hessian": ["torch", "scipy"],
+    "bsfast/hessian": ["torch", "scipy", "bsfast.ops"],
     "bsfast/analysis": ["torch"],
     "bsfast/plotting": ["numpy", "matplotlib"],
     "bsfast/toy.py": ["numpy", "bsfast._native", "bsfast._toy_numpy"],

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from bsfast import ops
 from bsfast.hessian.jacobian import Chunk, chunks, packed
 from bsfast.hessian.operator import HessianOperator
 from bsfast.hessian.structure import Structure
@@ -57,27 +58,23 @@ class _Products:
         if not self.waiting:
             return
         V = torch.cat([own for own, _ in self.waiting], 2) if len(self.waiting) > 1 else self.waiting[0][0]
-        signed = V
-        if any(signs is not None for _, signs in self.waiting):
-            signs = [own.new_ones(own.shape[2]) if given is None else given for own, given in self.waiting]
-            signed = V * torch.cat(signs)
+        signs = None
+        if any(own is not None for _, own in self.waiting):
+            signs = torch.cat([own.new_ones(own.shape[2]) if given is None else given for own, given in self.waiting])
         self.waiting, self.count = [], 0
-        product = self._product(V, signed)
+        product = self._product(V, signs)
         if self.total is None:
             self.total = product
         else:
             self.total = self.total.double().add_(product)
 
-    def _product(self, V: Tensor, signed: Tensor) -> Tensor:
+    def _product(self, V: Tensor, signs: Tensor | None) -> Tensor:
         if self.which == "diag":
-            return torch.bmm(V, signed.mT)
-        if self.which != "all":
-            row, column = self.which
-            return V[row] @ signed[column].mT
-        rows, product = signed.flatten(0, 1), V.new_empty(self.M * self.P, self.M * self.P)
-        for k in range(self.M):  # the upper half: torch has no syrk
-            torch.mm(V[k], rows[k * self.P :].mT, out=product[k * self.P : (k + 1) * self.P, k * self.P :])
-        return product
+            return ops.gram(V, signs)
+        if self.which == "all":
+            return ops.gram(V.flatten(0, 1)[None], signs)[0]
+        row, column = self.which
+        return V[row] @ (V[column] if signs is None else V[column] * signs).mT
 
     def result(self) -> Tensor:
         self.flush()
@@ -85,10 +82,7 @@ class _Products:
         total = self.total.to(self.dtype)
         if self.which != "all":
             return total
-        full = total.view(self.M, self.P, self.M, self.P).transpose(1, 2)  # (M, M, P, P)
-        for k in range(self.M):
-            full[k + 1 :, k] = full[k, k + 1 :].mT
-        return full
+        return total.view(self.M, self.P, self.M, self.P).transpose(1, 2)  # (M, M, P, P)
 
 
 def khatri_rao(whole: HessianOperator, which: Any, structure: Structure, chunk: int) -> Tensor:

@@ -33,7 +33,7 @@ class Kernels(NamedTuple):
         dtypes: Of the operands.
         operators: By name: ``"conv2d"`` with its gradients, ``"winograd"`` (both by tiles), ``"sample_grad"`` (the
             weight gradient of every sample), ``"norm"``, ``"norm_conv2d"`` (joined with a convolution), ``"layout"``
-            (conversions of the memory order).
+            (conversions of the memory order), ``"gram"`` (products of all rows of a matrix).
     """
 
     dtypes: tuple[torch.dtype, ...]
@@ -46,7 +46,7 @@ _KERNELS = {
     "cpu": Kernels((torch.float32, torch.float64), _ALL),
     "cuda": Kernels((torch.float32, torch.float16, torch.bfloat16), _CUDA),
 }
-_TRITON = Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), frozenset({"norm", "layout"}))
+_TRITON = Kernels((torch.float32, torch.float64, torch.float16, torch.bfloat16), frozenset({"norm", "layout", "gram"}))
 # By device type, and of Triton. Those of CUDA are found when they are first asked for: finding them starts CUDA in this
 # process, and a forked one, as of a data loader, could then not use it.
 _why_not = {"cpu": CPU_WHY_NOT}

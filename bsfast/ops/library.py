@@ -42,6 +42,7 @@ LIBRARY.define(
     "Tensor(b!) scale_grad, Tensor(c!) shift_grad, int groups, float slope) -> ()"
 )
 LIBRARY.define("transpose_out(Tensor x, Tensor(a!) out) -> ()")
+LIBRARY.define("gram_out(Tensor x, Tensor? weights, Tensor(a!) out) -> ()")
 
 
 def _load_cpu() -> str | None:

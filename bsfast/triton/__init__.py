@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from bsfast.triton.batch_norm import batch_norm_grad_out, batch_norm_out
+from bsfast.triton.gram import gram_out
 from bsfast.triton.layout import transpose_out
 from bsfast.triton.sample_norm import sample_norm_grad_out, sample_norm_out
 
@@ -14,6 +15,7 @@ OPERATORS = {
     "sample_norm_out": sample_norm_out,
     "sample_norm_grad_out": sample_norm_grad_out,
     "transpose_out": transpose_out,
+    "gram_out": gram_out,
 }
 
 

@@ -59,7 +59,7 @@ def variants(function, settings):
         yield {name: value for name, value in zip(own, values, strict=True) if value is not ...}
 
 
-def compiled(function, dtype, architecture, compiled_in, pointers):
+def compiled(function, dtype, architecture, compiled_in, pointers, num_warps=None):
     """Compile a kernel for aligned sizes."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -73,7 +73,7 @@ def compiled(function, dtype, architecture, compiled_in, pointers):
             attributes[k,] = [["tt.divisibility", 16]]
     elements = compiled_in.get("ROWS", 0) * compiled_in.get("COLUMNS", compiled_in.get("LANES", 0))
     source = ASTSource(function, signature, compiled_in, attributes)
-    return compile(source, GPUTarget("cuda", architecture, 32), {"num_warps": 8 if elements else 1})
+    return compile(source, GPUTarget("cuda", architecture, 32), {"num_warps": num_warps or (8 if elements else 1)})
 
 
 SIZES = {"repeats", "channels", "length", "across", "tiles", "count", "rows", "lanes", "lane_tiles", "samples"}
@@ -83,8 +83,8 @@ SIZES |= {"group_channels", "columns"}
 def check(kernel, name, tools, folder: Path, *, wide: bool) -> None:
     ptx = kernel.asm["ptx"]
     if wide:
-        loads = re.findall(r"ld\.global\S*", ptx)
-        assert any(".v4." in load or ".v2.b64" in load for load in loads), (name, loads)
+        loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag].*", ptx)
+        assert any(".v4." in load or ".v2.b64" in load or "0x10, " in load for load in loads), (name, loads)
     file = folder / "kernel.ptx"
     file.write_text(ptx)
     version, architecture = (re.search(rf"\.{word} ([\w.]+)", ptx)[1] for word in ("version", "target"))
@@ -98,7 +98,7 @@ def check(kernel, name, tools, folder: Path, *, wide: bool) -> None:
 def test_triton_kernels_compile(triton, dtype, architecture, tmp_path):
     import triton.language as tl
 
-    from bsfast.triton import batch_norm_kernels, layout, sample_norm_kernels
+    from bsfast.triton import batch_norm_kernels, gram, layout, sample_norm_kernels
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     kind = DTYPES[dtype]
@@ -113,6 +113,11 @@ def test_triton_kernels_compile(triton, dtype, architecture, tmp_path):
     kernel = compiled(layout.transpose, kind, architecture, {"SIDE": 32}, {"x": kind, "out": kind})
     check(kernel, "transpose", tools, tmp_path, wide=True)
     assert kernel.metadata.shared > 0  # between reading rows and writing columns
+    if kind == "fp32":
+        for compiled_in in variants(gram.gram, {"SIDE": gram.SIDE, "DEPTH": gram.DEPTH, "weights": [None, ...]}):
+            kernel = compiled(gram.gram, kind, architecture, compiled_in, {}, num_warps=gram.WARPS)
+            check(kernel, ("gram", compiled_in), tools, tmp_path, wide=True)
+            assert "mma" not in kernel.asm["ptx"]  # which would be of TF32
     for name, settings in SAMPLE_NORM.items():
         function = getattr(sample_norm_kernels, name)
         kinds = activations | dict.fromkeys(FLOAT64, "fp64")

@@ -24,7 +24,7 @@ RECORDS = ROOT / "tests" / "benchmarks" / "records"
 # What does not ask for CPU kernels by name; the direct calls of the CUDA kernels first.
 TESTS = (
     *(f"ops/test_{name}_norm_triton.py" for name in ("batch", "sample")),
-    "ops/test_memory_order_triton.py",
+    *(f"ops/test_{name}_triton.py" for name in ("memory_order", "gram")),
     *(
         f"ops/test_conv{name}.py"
         for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad", "2d_compile")

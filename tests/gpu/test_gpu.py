@@ -67,6 +67,7 @@ def test_gpu_bench_measures_everything_once(dry):
     convolution = next(value for name, value in entries.items() if name.startswith("conv2d_weight_grad"))
     assert convolution["results"]["bsfast"]["rounds"] == 2
     assert {"tflop_s", "gb_s", "share_of_floor"} <= convolution["results"]["loop, CUDA graph"].keys()
+    assert {"bsfast", "torch.bmm"} <= entries["products of 5 rows, 2 times, float32"]["results"].keys()
     assert said.count("measured") == len(entries)
     assert "measured" not in dry("bench")[1]
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.benchmarks.network_case import PHASES, NetworkCase
 from tests.cases import TRIPLE
-from tests.gpu import convolutions, hessians, machine, networks
+from tests.gpu import convolutions, grams, hessians, machine, networks
 from tests.gpu.record import Record
 
 CENTRE = NetworkCase()
@@ -18,6 +18,7 @@ AROUND = [CENTRE._replace(branches=M) for M in (2, 64)] + [CENTRE._replace(sampl
 TINY = NetworkCase(branches=2, samples=4, widths=(2, 2, 2, 2))
 CURVED = CENTRE._replace(samples=2000)
 SECONDS = 1.0  # for the rounds of all ways of a convolution, or of one way of a network
+PRODUCTS = ((CENTRE.branches, 216), (1, CENTRE.branches * 216))  # of each branch, and of all: a first layer's Hessian
 CONV_QUICK, CONV_TINY = 4, 1  # how many of the convolutions
 Work = Callable[[], dict[str, Any]]
 
@@ -51,6 +52,9 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
                 yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
     curved = TINY if tiny else CURVED
     yield name_of_hessian(curved), partial(with_limits, hessians.measure, curved)
+    for count, rows in ((2, 5),) if tiny else PRODUCTS:
+        name = f"products of {rows} rows, {count} times, float32"
+        yield name, partial(with_limits, grams.measure, count, rows, 4096)
     sizes = convolutions.cases(2, 4) if tiny else convolutions.cases(CENTRE.branches, CENTRE.samples)
     for conv in sizes[: None if full else CONV_TINY if tiny else CONV_QUICK]:
         for dtype in convolutions.DTYPES if full or tiny else convolutions.DTYPES[:2]:
