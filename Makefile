@@ -18,7 +18,7 @@ test: $(VENV)/.built  ## all tests, the doctests and the C++ tests; a process fo
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-device: $(VENV)/.built build/device-tools/.installed  ## the CUDA kernels, emulated and compiled, without a GPU
-	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs
+	BSFAST_TEST_DEVICE=1 $(BIN)/python -m pytest tests/device -rs -n auto --dist loadfile
 
 codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA kernel compiled for every architecture
 	BSFAST_TEST_DEVICE=full $(BIN)/python -m pytest tests/device/test_every_instance.py -rs --durations=0

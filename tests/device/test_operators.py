@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from filelock import FileLock  # which torch needs, too
 
 from tests.device.tools import ROOT, TOOLS, find, run, succeed
 
@@ -12,11 +13,12 @@ SETTINGS = [f"-DPython_EXECUTABLE={sys.executable}", "-DBSFAST_WERROR=ON"]
 
 
 def build(folder: str, target: str, *settings: str) -> str:
-    """Build a target without sanitizers, and return the path of its library."""
+    """Build a target without sanitizers, in one process at a time, and return the path of its library."""
     cmake, ninja = find("cmake"), find("ninja")
     tools = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *SETTINGS]
-    succeed(cmake, "-S", ROOT, "-B", BUILD / folder, *tools, *settings)
-    succeed(cmake, "--build", BUILD / folder, "--target", target)
+    with FileLock(f"{BUILD / folder}.lock"):
+        succeed(cmake, "-S", ROOT, "-B", BUILD / folder, *tools, *settings)
+        succeed(cmake, "--build", BUILD / folder, "--target", target)
     return str(BUILD / folder / f"lib{target}.so")
 
 
@@ -58,6 +60,7 @@ LOAD = """
 import ctypes, sys
 ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 import torch
+from filelock import FileLock  # which torch needs, too
 import bsfast.ops
 from bsfast.ops import cuda
 print(cuda.architectures(sys.argv[2]))
