@@ -15,6 +15,7 @@ constexpr int kMostChunk = 12;           // channels in shared memory at a time
 constexpr int kSharedBytes = 48 * 1024;  // that every launch may ask for
 constexpr double kLeastFilled = 0.75;    // of the blocks' samples; below, the ordinary units do less in vain
 constexpr int kMostChannelTiles = 3;
+constexpr int kMostSamples = 1 << 30;  // beyond, those of the last tile would not fit 32 bits
 
 enum class MatrixUnits { none, sm_70, sm_80 };
 
@@ -44,7 +45,7 @@ std::optional<MatrixGatherArguments<T>> matrix_arguments(const GatherArguments<T
   if (units == MatrixUnits::none || (units == MatrixUnits::sm_70 && !std::is_same_v<T, Half>)) return std::nullopt;
   MatrixGatherArguments<T> m{gather, {}};
   GatherArguments<T>& a = m.gather;
-  if (a.samples % 8 != 0 || !aligned(16, a)) return std::nullopt;
+  if (a.samples % 8 != 0 || a.samples > kMostSamples || !aligned(16, a)) return std::nullopt;
   if (a.targets == 0 || a.sources == 0) return std::nullopt;
   std::optional<MatrixGatherArguments<T>> result;
   choose_matrix_tile<Sm80>(a, [&](auto tile) {  // whose sizes are those of Sm70, too

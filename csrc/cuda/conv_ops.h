@@ -162,8 +162,7 @@ void conv2d_weight_grad_out(const Tensor& x, const Tensor& grad, Tensor out, Int
       conv_weight_grad(s, arguments, result<T>(out), device);
     };
     if constexpr (sizeof(T) == 2)
-      if (device.matrix_units() == MatrixUnits::sm_80)
-        if (auto m = matrix_arguments(a)) return start(*m, m->grad);
+      if (auto m = matrix_arguments(a, device.matrix_units())) return start(*m, m->grad);
     start(a, a);
   });
 }

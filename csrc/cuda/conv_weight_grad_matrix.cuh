@@ -30,6 +30,10 @@ struct GradWindowAxis {
   int unit, stride, dilation;  // the distances in units
 };
 
+// Rows in shared memory from a channel to the next: an odd number, so that 8 channels of one position lie in different
+// banks.
+__host__ __device__ inline int grad_channel_rows(int rows, int columns) { return rows * columns | 1; }
+
 struct GradWindow {
   GradWindowAxis rows, columns;
   int input_channels;   // at most, of the block's rows
@@ -37,11 +41,16 @@ struct GradWindow {
   int block_rows;
   int row_warps;  // side by side over the rows; the others share their positions
 
-  __host__ __device__ int input_rows() const { return input_channels * rows.sources * columns.sources; }
+  __host__ __device__ int input_rows() const {
+    return input_channels * grad_channel_rows(rows.sources, columns.sources);
+  }
+  __host__ __device__ int output_rows() const {
+    return output_channels * grad_channel_rows(rows.targets, columns.targets);
+  }
 
   template <class Tile>
   __host__ __device__ int shared_bytes() const {
-    const int staged = (input_rows() + output_channels * rows.targets * columns.targets) * Tile::Samples * 2;
+    const int staged = (input_rows() + output_rows()) * Tile::Samples * 2;
     const int sums = row_warps < kWarps ? row_warps * Tile::WarpSums * int(sizeof(float)) : 0;
     return staged > sums ? staged : sums;
   }
@@ -53,8 +62,8 @@ struct MatrixWeightGradArguments {
   GradWindow window;
 };
 
-// 8 samples of a row in shared memory. Pieces are stored in an order that depends on the row, so that 8 neighbouring
-// rows of one piece lie in different banks.
+// 8 samples of a row in shared memory. Pieces are stored in an order that depends on the row, so that one piece of 8
+// rows that lie an odd number apart is in different banks.
 template <class Tile, class T>
 BSFAST_DEVICE T* grad_piece(T* rows, int row, int piece) {
   return rows + row * Tile::Samples + (piece ^ (row >> 1 & (Tile::Pieces - 1))) * 8;
@@ -70,8 +79,9 @@ struct Panel {
   int row_unit, column_unit;   // from one to the next
 };
 
-// Copies a panel whose first position is (low_row, low_column) to shared memory as [channel][position][sample]; zero
-// outside the image and beyond the samples. Each thread keeps several loads in flight.
+// Copies a panel whose first position is (low_row, low_column) to shared memory as [channel][position][sample], with an
+// odd number of rows for each channel; zero outside the image and beyond the samples. Each thread keeps several loads
+// in flight.
 template <class Tile, class T>
 BSFAST_DEVICE void stage_panel(const Panel<T>& panel, const Normalise& normalise, int low_row, int low_column,
                                int first_sample, T* to) {
@@ -79,15 +89,17 @@ BSFAST_DEVICE void stage_panel(const Panel<T>& panel, const Normalise& normalise
   const int piece = int(threadIdx.x) % Tile::Pieces, sample = first_sample + piece * 8;
   const int64 plane = int64(panel.height) * panel.width * panel.samples;
   const int count = panel.channels * panel.rows * panel.columns;
+  const int channel_rows = grad_channel_rows(panel.rows, panel.columns);
   Counter at(int(threadIdx.x) / Tile::Pieces, kStep, panel.columns, panel.rows);
 #pragma unroll 1
   for (int row = int(threadIdx.x) / Tile::Pieces; row < count; row += kBatch * kStep) {
     Vector<T, 8> values[kBatch];
-    int channel[kBatch];  // -1: zeros
+    int channel[kBatch], place[kBatch];  // -1: zeros; rows in shared memory
 #pragma unroll
     for (int b = 0; b < kBatch; ++b, at.next()) {
       values[b] = {};
       channel[b] = -1;
+      place[b] = at.outer * channel_rows + at.middle * panel.columns + at.inner;
       const int y = low_row + at.middle * panel.row_unit, x = low_column + at.inner * panel.column_unit;
       if (at.outer < panel.channels && unsigned(y) < unsigned(panel.height) && unsigned(x) < unsigned(panel.width) &&
           sample < panel.samples) {
@@ -103,8 +115,7 @@ BSFAST_DEVICE void stage_panel(const Panel<T>& panel, const Normalise& normalise
 #pragma unroll
         for (int i = 0; i < 8; ++i) from_float(normalise(to_float(values[b].of[i]), scale, shift), values[b].of[i]);
       }
-      if (row + b * kStep < count)
-        *reinterpret_cast<Vector<T, 8>*>(grad_piece<Tile>(to, row + b * kStep, piece)) = values[b];
+      if (row + b * kStep < count) *reinterpret_cast<Vector<T, 8>*>(grad_piece<Tile>(to, place[b], piece)) = values[b];
     }
   }
 }
@@ -197,11 +208,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
     // Rows beyond the last repeat it; their sums are not stored.
     const int k = min(first_row + warp_row + r * 16 + lane % 16, last_row - 1);
     const int c = k / taps - first_input, i = k % taps / a.columns.kernel, j = k % a.columns.kernel;
-    x_row[r] = (c * x.rows + i * window.rows.dilation) * x.columns + j * window.columns.dilation;
+    x_row[r] =
+        c * grad_channel_rows(x.rows, x.columns) + i * window.rows.dilation * x.columns + j * window.columns.dilation;
   }
 #pragma unroll
   for (int o = 0; o < (Tile::ChannelTiles + 1) / 2; ++o)
-    grad_row[o] = min(o * 16 + lane / 16 * 8 + lane % 8, grad.channels - 1) * grad.rows * grad.columns;
+    grad_row[o] =
+        min(o * 16 + lane / 16 * 8 + lane % 8, grad.channels - 1) * grad_channel_rows(grad.rows, grad.columns);
 
   const int sample_tiles = (a.samples + Tile::Samples - 1) / Tile::Samples;
   const int across = (a.columns.target + grad.columns - 1) / grad.columns;
@@ -220,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const int height = min(grad.rows, a.rows.target - row), width = min(grad.columns, a.columns.target - column);
     Counter pixel(warp / window.row_warps, kWarps / window.row_warps, grad.columns, grad.rows);
     for (; pixel.outer == 0 && pixel.middle < height; pixel.next()) {
-      if (pixel.inner >= width) continue;
+      if (pixel.inner >= width) continue;  // its gradient is zero, but zero times infinity is not
       const int x_pixel = pixel.middle * window.rows.stride * x.columns + pixel.inner * window.columns.stride;
       const int grad_pixel = pixel.middle * grad.columns + pixel.inner;
 #pragma unroll

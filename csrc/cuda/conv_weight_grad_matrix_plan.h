@@ -10,12 +10,15 @@
 
 namespace bsfast::cuda {
 
-constexpr int kMostTargets = 8;       // of a window, along an axis
-constexpr int64_t kWindowCost = 128;  // of its barriers, in rows that could be copied meanwhile
-constexpr int64_t kLeastWindows = 2;  // of a part
+constexpr int kMostTargets = 8;         // of a window, along an axis
+constexpr int64_t kWindowCost = 128;    // of its barriers, in rows that could be copied meanwhile
+constexpr int kEnoughGradBlocks = 512;  // four, of 48 KiB each, for each of the 132 multiprocessors of sm_90
+constexpr int64_t kLeastWindows = 2;    // of a part
+constexpr int64_t kLeastCopied = 2;     // by a part, in bytes for each that its sums are written and read again
 constexpr int kMostGradChannelTiles = 6;
 
-// Calls use(tile) with the fewest tiles of 8 output channels, of at most six, that hold all channels evenly.
+// Calls use(tile) with the fewest tiles of 8 output channels, of at most six, that hold all channels evenly; six for
+// five, too.
 template <class T, class Use>
 void choose_matrix_grad_tile(const WeightGradArguments<T>& a, Use use) {
   const int eights = (a.out_channels + 7) / 8, rounds = (eights + kMostGradChannelTiles - 1) / kMostGradChannelTiles;
@@ -59,9 +62,9 @@ std::optional<GradWindow> choose_grad_window(const WeightGradArguments<T>& a) {
       for (int width = 1; width <= std::min(kMostTargets, a.columns.target); ++width) {
         window.rows = grad_window_axis(a.rows, height);
         window.columns = grad_window_axis(a.columns, width);
-        const int64_t copied = int64_t(window.rows.sources) * window.columns.sources * window.input_channels +
-                               int64_t(height) * width * window.output_channels;
-        if (copied > kSharedBytes || window.shared_bytes<Tile>() > kSharedBytes) continue;
+        if (int64_t(window.rows.sources) * window.columns.sources * window.input_channels > kSharedBytes) continue;
+        if (window.shared_bytes<Tile>() > kSharedBytes) continue;
+        const int64_t copied = window.input_rows() + window.output_rows();
         const int64_t windows = rounds(a.rows.target, height) * rounds(a.columns.target, width);
         const int64_t cost = blocks * windows * (copied + kWindowCost);
         if (best && cost >= least) continue;
@@ -83,11 +86,12 @@ int64_t matrix_grad_blocks(const MatrixWeightGradArguments<T>& m) {
 
 // The same sums on the matrix units of sm_80 and later, in parts of their own, unless the sizes do not fit them.
 template <class T>
-std::optional<MatrixWeightGradArguments<T>> matrix_arguments(const WeightGradArguments<T>& grad) {
+std::optional<MatrixWeightGradArguments<T>> matrix_arguments(const WeightGradArguments<T>& grad, MatrixUnits units) {
   static_assert(sizeof(T) == 2, "the matrix units take 16-bit storage here");
+  if (units != MatrixUnits::sm_80) return std::nullopt;
   MatrixWeightGradArguments<T> m{grad, {}};
   WeightGradArguments<T>& a = m.grad;
-  if (a.samples % 8 != 0 || !aligned(16, {a.x, a.grad})) return std::nullopt;
+  if (a.samples % 8 != 0 || a.samples > kMostSamples || !aligned(16, {a.x, a.grad})) return std::nullopt;
   if (int64_t(a.branches) * a.groups * a.in_channels * a.out_channels == 0) return std::nullopt;
   bool fits = false;
   choose_matrix_grad_tile(a, [&](auto tile) {
@@ -100,8 +104,11 @@ std::optional<MatrixWeightGradArguments<T>> matrix_arguments(const WeightGradArg
     const auto tiles = [](int64_t count, int size) { return (count + size - 1) / size; };
     const int windows = narrow("the windows", sample_tiles * tiles(a.rows.target, window->rows.targets) *
                                                   tiles(a.columns.target, window->columns.targets));
-    const int64_t wanted = tiles(kEnoughBlocks, narrow("the grid", matrix_grad_blocks<Tile>(m)));
-    a.parts = int(std::clamp<int64_t>(windows / kLeastWindows, 1, wanted));
+    const int64_t wanted = tiles(kEnoughGradBlocks, narrow("the grid", matrix_grad_blocks<Tile>(m)));
+    const int64_t copied = int64_t(window->input_rows() + window->output_rows()) * Tile::Samples * 2;
+    const int64_t summed = int64_t(window->block_rows) * Tile::Channels * 2 * int64_t(sizeof(float));
+    const int64_t least = std::max(kLeastWindows, tiles(kLeastCopied * summed, narrow("a window", copied)));
+    a.parts = int(std::clamp<int64_t>(windows / least, 1, wanted));
     fits = true;
   });
   return fits ? std::optional(m) : std::nullopt;

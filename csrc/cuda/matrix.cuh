@@ -54,7 +54,7 @@ BSFAST_DEVICE void multiply_matrices(BFloat16, float (&d)[4], const unsigned (&a
 #undef BSFAST_MULTIPLY
 
 // d += a b for an 8x4 matrix a and a 4x8 matrix b of each quad pair: lanes 4 q to 4 q + 3 and 16 more. Later devices
-// have the instruction too, but not the units: there it is hundreds of times slower.
+// have the instruction too, but not the units: the manual warns of its speed there.
 BSFAST_DEVICE void multiply_by_quad_pairs(float (&d)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
 #if __CUDA_ARCH__ == 700
   asm("mma.sync.aligned.m8n8k4.col.col.f32.f16.f16.f32 {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, {%10, %11}, "

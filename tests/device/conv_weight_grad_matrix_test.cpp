@@ -11,6 +11,8 @@ namespace {
 using namespace bsfast;
 using namespace bsfast::test;
 
+constexpr auto kUnits = cuda::MatrixUnits::sm_80;
+
 // M, repeats, N, groups, C_in, C_out, size, kernel, stride, padding, dilation, shared input
 const ConvShape kMatrixShapes[] = {
     {1, 1, 32, 1, 1, 1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false},
@@ -29,6 +31,7 @@ const ConvShape kMatrixShapes[] = {
     {1, 1, 32, 1, 2, 4, {1, 2}, {5, 3}, {1, 1}, {2, 4}, {1, 1}, false},    // kernel larger than the image
     {1, 1, 32, 1, 3, 2, {2, 1}, {17, 16}, {1, 1}, {8, 8}, {1, 1}, false},  // more taps than a block has rows
     {1, 1, 32, 1, 2, 3, {13, 18}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},  // many windows, the last ones ragged
+    {1, 1, 32, 1, 12, 9, {11, 9}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},  // two warps side by side, in parts
 };
 
 std::string name(const char* storage, const ConvShape& s) {
@@ -39,7 +42,7 @@ template <class T>
 void test_shape(const Problem<T>& p) {
   Memory<T> result(p.weight.count), first(p.weight.count);
   const auto what = name(storage_name<T>(), p.s);
-  auto m = cuda::matrix_arguments(cuda::weight_grad_arguments<T>(p.s, p.x.data, p.y.data));
+  auto m = cuda::matrix_arguments(cuda::weight_grad_arguments<T>(p.s, p.x.data, p.y.data), kUnits);
   if (!m) return expect(false, what + ": does not fit");
   Memory<float> partial(m->grad.parts * p.weight.count);
   m->grad.partial = partial.data;
@@ -68,7 +71,7 @@ void test_normalise(const Problem<T>& p, bool relu) {
     from_float(relu && value < 0 ? 0.0f : value, x.data[i]);
   }
   const auto start = [&](const T* from, Memory<T>& to, const Normalise& normalise) {
-    auto m = *cuda::matrix_arguments(cuda::weight_grad_arguments<T>(s, from, p.y.data, normalise));
+    auto m = *cuda::matrix_arguments(cuda::weight_grad_arguments<T>(s, from, p.y.data, normalise), kUnits);
     Memory<float> partial(m.grad.parts * to.count);
     m.grad.partial = partial.data;
     cuda::conv_weight_grad(s, m, to.data, emulation::Launcher{Order::random});
@@ -89,13 +92,17 @@ void test_storage() {
 }
 
 void test_what_does_not_fit() {
-  const auto fits = [](const ConvShape& s, const Half* x = nullptr) {
-    return cuda::matrix_arguments(cuda::weight_grad_arguments<Half>(s, x, nullptr)).has_value();
+  const auto fits = [](const ConvShape& s, const Half* x = nullptr, cuda::MatrixUnits units = kUnits) {
+    return cuda::matrix_arguments(cuda::weight_grad_arguments<Half>(s, x, nullptr), units).has_value();
   };
   const ConvShape small{1, 1, 64, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false};
   Memory<Half> x(9);
   expect(fits(small, x.data) && !fits(small, x.data + 1), "operands must be aligned");
   expect(fits({1, 1, 128, 1, 64, 128, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}), "wide branches fit");
+  expect(!fits(small, x.data, cuda::MatrixUnits::sm_70) && !fits(small, x.data, cuda::MatrixUnits::none),
+         "only sm_80 and later run it");
+  expect(!fits({1, 1, (int64_t(1) << 31) - 8, 1, 1, 1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false}),
+         "indices of samples fit 32 bits");
   expect(!fits({1, 1, 65, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}), "odd N does not fit");
   expect(!fits({1, 1, 40, 1, 6, 6, {4, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false}), "half-empty rows do not fit");
   expect(!fits({1, 1, 64, 1, 6, 6, {64, 64}, {3, 3}, {1, 1}, {1, 1}, {19, 19}, false}), "wide windows do not fit");

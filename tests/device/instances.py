@@ -82,9 +82,12 @@ def sample_grad(storage: str, channels: int, rows: int) -> Instance:
 
 
 STORAGE = ("float", "Half", "BFloat16")
-# Of one of the two 16-bit types what differs in no more than its conversions is left out.
-LEFT_OUT = {("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1)), ("BFloat16", (6, 8, 2))}
-LEFT_OUT |= {("BFloat16", (1, 4, 8, 1, 1))}
+# Of one of the two 16-bit types what differs in no more than its conversions is left out; for both, the convolution of an
+# odd number of samples, which is that of float32 but for conversions.
+LEFT_OUT = {
+    *(("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1))),
+    *(("BFloat16", (1, 4, 8, 1, 1)), ("BFloat16", (6, 8, 2))),
+}
 GATHER_TILES = [(2, 2, 6, 2, 3), (2, 2, 8, 2, 3), (1, 4, 6, 2, 1), (1, 4, 8, 2, 1), (1, 4, 8, 1, 1)]
 WEIGHT_GRAD_TILES = [(6, 8, 2), (8, 8, 2), (8, 8, 1)]
 FEW_REGISTERS = dict.fromkeys(("sm_70", "sm_80", "sm_90"), 40)

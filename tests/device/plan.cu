@@ -26,7 +26,7 @@ void start_on_matrix_units(const ConvShape& s) {
   const auto units = cuda::matrix_units_of(800, {800});
   const auto arguments = cuda::matrix_arguments(cuda::gather_arguments<T>(s, true, nullptr, nullptr, nullptr), units);
   if (arguments) cuda::conv_gather_matrix(s, *arguments, units, Launcher{});
-  const auto grad = cuda::matrix_arguments(cuda::weight_grad_arguments<T>(s, nullptr, nullptr));
+  const auto grad = cuda::matrix_arguments(cuda::weight_grad_arguments<T>(s, nullptr, nullptr), units);
   if (grad) cuda::conv_weight_grad(s, *grad, static_cast<T*>(nullptr), Launcher{});
 }
 
