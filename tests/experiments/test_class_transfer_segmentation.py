@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from experiments.class_transfer.chan_vese import chan_vese
@@ -17,6 +18,7 @@ from experiments.class_transfer.segmentation import (
     dice,
     otsu,
     pairs,
+    pictures,
     roc_area,
     segment,
     values,
@@ -136,37 +138,51 @@ def test_pairs_keeps_two_regions_side_by_side():
     mouth = discs((24, 16))
     np.testing.assert_array_equal(pairs(EYES | mouth), EYES)
     assert not pairs(discs((12, 5), (12, 15), (12, 25))).any()
-    assert not pairs(discs((8, 9), (12, 22))).any()  # side by side, but overlapping by less than half
+    assert count_regions(pairs(discs((8, 9), (12, 22)))) == 2  # rows 5 to 11 and 9 to 15: 3 of 11 in common
+    assert not pairs(discs((7, 9), (12, 22))).any()  # 2 of 12
     assert not pairs(np.zeros((SIZE, SIZE), dtype=bool)).any()
     large = np.zeros((64, 64), dtype=bool)
-    large[10:14, 10:14] = large[10:14, 40:44] = large[12, 60] = True  # a pixel is less than 0.05 %
+    large[10:15, 10:15] = large[10:15, 40:45] = large[12, 60:64] = True  # 4 pixels are less than 0.4 %
     assert count_regions(large) == 3
     assert count_regions(pairs(large)) == 2
 
 
-def test_segment_finds_eyes_from_parts_that_show_them():
+def test_pictures_are_smoothed_values_of_parts_and_of_their_magnitude():
+    v = np.random.default_rng(7).standard_normal((2, 3, 3, SIZE, SIZE))
+    made = pictures(v)
+    assert list(made) == ["v1", "-v1", "|v1|", "-|v1|", "v2", "-v2", "|v2|", "-|v2|"]
+    for name, signal in (("v2", v[1]), ("|v2|", np.abs(v[1]))):
+        low, high = signal.min((1, 2, 3)), signal.max((1, 2, 3))
+        bright = torch.tensor((signal.max(1) - low[:, None, None]) / (high - low)[:, None, None])
+        bell = torch.exp(-(torch.arange(-4.0, 5, dtype=bright.dtype) ** 2) / 2)  # of 1 pixel
+        padded = torch.nn.functional.pad(bright[:, None], [4] * 4, mode="replicate")
+        smooth = torch.nn.functional.conv2d(padded, (torch.outer(bell, bell) / bell.sum() ** 2)[None, None])[:, 0]
+        np.testing.assert_allclose(made[name], smooth, atol=1e-12)
+        np.testing.assert_array_equal(made[f"-{name}"], 1 - made[name])
+
+
+@pytest.mark.parametrize("kind", ["bright", "texture of both signs"])
+def test_segment_finds_eyes_from_parts_that_show_them(kind):
     generator = np.random.default_rng(4)
     places = [((12 + shift, 9 + shift), (12 + shift, 22 + shift)) for shift in (-2, 0, 3, 5, -4, 1)]
     eyes = np.stack([discs(*own) for own in places])
-    noise = generator.standard_normal((8, len(eyes), 3, SIZE, SIZE))
-    v = 0.7 * noise
-    v[1] += 2 * eyes[:, None]  # bright eyes
-    v[4] -= 2 * eyes[:, None]  # dark eyes
+    v = 0.2 * generator.standard_normal((4, len(eyes), 3, SIZE, SIZE))
+    checks = np.where(np.indices((SIZE, SIZE)).sum(0) % 2, 1, -1)
+    v[1] += 2 * (eyes * (checks if kind != "bright" else 1))[:, None]
     chosen = choose_components(v[:, :3], eyes[:3])
-    bright = dict(zip(chosen.locating, chosen.bright, strict=True))
-    assert bright[1]
-    assert not bright[4]
-    assert 1 in chosen.constant
+    assert {"v2", "|v2|"} & set(chosen.locating)
+    assert not {"-v2", "-|v2|"} & set(chosen.locating)
+    assert {"v2", "|v2|"} & set(chosen.constant)
     made = segment(v[:, 3:], chosen)
     for mask, start, truth in zip(made.mask, made.start, eyes[3:], strict=True):
-        assert dice(mask, truth) > 0.9
+        assert dice(mask, truth) > 0.85
         assert count_regions(mask) == 2
-        assert (start[truth] > 0).mean() > 0.95
+        assert (start[truth] > 0).mean() > 0.5
+        assert not (start[~truth] > 0).any()
 
 
 def test_choose_components_keeps_the_paper_weights_where_none_is_better():
     v = np.zeros((2, 1, 3, SIZE, SIZE))
-    v[1, 0, :, 0, 0] = 1.0
     chosen = choose_components(v, EYES[None])
     assert (chosen.mu, chosen.lambda1) == (0.05, 2.0)
 
@@ -183,7 +199,8 @@ def test_judge_eyes_shows_a_photograph(tmp_path):
         for name in ("figure-12", "figure-21", "figure-12-photographs")
     ] == [4, 1, 1]
     assert record.metrics["eyes"]["median_dice"] == pytest.approx(np.median(record.metrics["eyes"]["dice"]))
-    assert set(record.metrics["eyes"]["sets"]) == {"locating", "bright", "constant", "mu", "lambda1"}
+    assert set(record.metrics["eyes"]["sets"]) == {"locating", "constant", "mu", "lambda1"}
+    assert 0 <= record.metrics["eyes"]["true_layers"]["median_dice"] <= 1
 
 
 def test_dice_by_hand():
