@@ -37,7 +37,10 @@ ONLY_INSIDE_FUNCTIONS = {
     "bsfast/__init__.py": ["torch", "numpy", "bsfast"],
 }
 # These know every experiment; any other file of experiments/X knows experiments.common and its own folder.
-LOOKS_AT = {"experiments/hessian": "experiments.classifier"}  # it measures the networks that the other trains
+LOOKS_AT = {
+    "experiments/hessian": "experiments.classifier",  # it measures the networks that the other trains
+    "experiments/class_transfer": "experiments.segmentation",  # which segments its parts
+}
 KNOW_ALL_EXPERIMENTS = {f"experiments/{name}.py" for name in ("__main__", "cli", "demo", "figure")}
 
 # Headers with a dot that are not ours: vector intrinsics. Standard C++ headers have none.

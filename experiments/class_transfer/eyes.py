@@ -14,20 +14,13 @@ from experiments.class_transfer.augment import to_signal
 from experiments.class_transfer.data import CAT, Photographs
 from experiments.class_transfer.decomposer import Decomposer, decompose_all
 from experiments.class_transfer.pictures import reduced
-from experiments.class_transfer.segmentation import (
-    ComponentSets,
-    Segmentation,
-    choose_components,
-    count_regions,
-    dice,
-    roc_area,
-    segment,
-)
 from experiments.common.images import decode
 from experiments.common.record import Run
 from experiments.common.synthetic import animals
 from experiments.common.synthetic.layered import LayeredImages
 from experiments.common.synthetic.sets import FIRST_TEST_INDEX, render_layers
+from experiments.segmentation.components import ComponentSets, Segmentation, choose_components, segment
+from experiments.segmentation.regions import count_regions, dice, roc_area
 
 _SHOWN = {"figure-12": slice(0, 4), "figure-21": slice(4, 12)}
 _KNOWN = 48  # cats whose eyes choose the component sets

@@ -1,31 +1,12 @@
 """Segmentation on drawings whose eyes are known, and each step against another way to compute it."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from experiments.class_transfer.chan_vese import chan_vese
-from experiments.class_transfer.data import load_photographs
-from experiments.class_transfer.eyes import judge_eyes
-from experiments.class_transfer.model import make_players
-from experiments.class_transfer.segmentation import (
-    choose_components,
-    count_regions,
-    dice,
-    otsu,
-    pairs,
-    pictures,
-    roc_area,
-    segment,
-    values,
-)
-from experiments.class_transfer.setup import choose
-from experiments.common.drawing import decode
-from experiments.common.record import Run
+from experiments.segmentation.chan_vese import chan_vese
+from experiments.segmentation.components import choose_components, otsu, pictures, segment, values
+from experiments.segmentation.regions import count_regions, dice, pairs, roc_area
 
 SIZE = 32
 
@@ -187,22 +168,6 @@ def test_choose_components_keeps_the_paper_weights_where_none_is_better():
     assert (chosen.mu, chosen.lambda1) == (0.05, 2.0)
 
 
-def test_judge_eyes_shows_a_photograph(tmp_path):
-    pytest.importorskip("skimage.data", reason="scikit-image is no requirement")
-    setup = choose("cpu", {"widths": (1, 2), "discriminator_widths": (1, 2), "branches": 2})
-    decomposer = make_players(setup, 2).average
-    record = Run("class-transfer", {}, tmp_path)
-    judge_eyes(record, decomposer, classes=("dog", "cat"), image_size=32, count=5, seed=0, made="Untrained.")
-    assert [entry["name"] for entry in record.figures] == ["figure-12", "figure-21", "figure-12-photographs"]
-    assert [
-        len(decode(json.loads((record.folder / f"{name}.json").read_text())["data"])["images"])
-        for name in ("figure-12", "figure-21", "figure-12-photographs")
-    ] == [4, 1, 1]
-    assert record.metrics["eyes"]["median_dice"] == pytest.approx(np.median(record.metrics["eyes"]["dice"]))
-    assert set(record.metrics["eyes"]["sets"]) == {"locating", "constant", "mu", "lambda1"}
-    assert 0 <= record.metrics["eyes"]["true_layers"]["median_dice"] <= 1
-
-
 def test_dice_by_hand():
     one, other = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert dice(one, other) == 0.5
@@ -210,22 +175,13 @@ def test_dice_by_hand():
     assert dice(one & ~one, one & ~one) == 1
 
 
-def test_photographs_are_the_cats_of_an_archive(tmp_path):
-    for name, colour in (("cat", 200), ("dog", 50)):
-        folder = tmp_path / "animals" / name
-        folder.mkdir(parents=True)
-        for k in range(12):
-            Image.new("RGB", (40, 32), (colour, k, 0)).save(folder / f"{k}.png")
-    setup = choose("cpu", {"photographs": str(tmp_path / "animals")})
-    found = load_photographs(setup)
-    assert found.images.shape == (8, 3, 32, 32)
-    assert (found.images[:, 0] == 200).all()
-    assert "animals" in found.note
-    assert load_photographs(choose("cpu", {})) is None
-    shutil.rmtree(tmp_path / "animals" / "cat")
-    with pytest.raises(ValueError, match="classes must be different ones of dog"):
-        load_photographs(setup)
-    with pytest.raises(ValueError, match="photographs must be left out unless the data is SynthAnimals"):
-        choose("cpu", {"data": "SynthFaces", "photographs": str(tmp_path)})
-    with pytest.raises(FileNotFoundError, match="must be an existing folder or archive"):
-        load_photographs(choose("cpu", {"photographs": str(tmp_path / "none")}))
+def test_choose_components_averages_large_images_down_and_segment_scales_the_weight_of_length():
+    generator = np.random.default_rng(8)
+    eyes = np.stack([discs((12, 9), (12, 22)), discs((15, 8), (14, 21))]).repeat(2, 1).repeat(2, 2)
+    v = 0.2 * generator.standard_normal((2, 2, 3, 64, 64)) + 2 * np.stack([0 * eyes, eyes])[:, :, None]
+    chosen = choose_components(v, eyes)
+    larger = choose_components(v.repeat(2, 3).repeat(2, 4), eyes.repeat(2, 1).repeat(2, 2))
+    assert larger == chosen
+    made = segment(v, chosen)
+    expected = chan_vese(made.image, made.start, mu=2 * chosen.mu, lambda1=chosen.lambda1)
+    np.testing.assert_array_equal(made.mask, [pairs(mask) for mask in expected])

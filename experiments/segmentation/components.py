@@ -13,19 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.stats import rankdata
 
-from experiments.class_transfer.chan_vese import chan_vese
+from experiments.segmentation.chan_vese import chan_vese
+from experiments.segmentation.regions import dice, pairs
 
 _COMPONENTS = 5  # in each set at most
 _MU, _LAMBDA1 = (0.05, 0.01, 0.2), (2.0, 1.0, 4.0, 8.0, 16.0)  # the first where none is better
+_MU_SIZE = 32  # of images to which these weights of length belong
+_CHOICE_SIZE = 64  # of images at most while the choice is made, whose time is in proportion to the pixels
 _TRIED = 40  # steps of the level set while the choice is made
 _LEAD = 0.2  # weight of what is divided beside the pairs, which are what counts: where there are none it leads there
 _SMOOTH = 1 / 32  # of the image's size: a fifth of an eye's width
-# Eyes of synthetic cats, which are tilted, have 1.2 to 2.5 % of the image each and share 28 % of their rows or more.
-_LEAST_AREA = 4e-3  # of the image
-_LEAST_OVERLAP = 0.25  # of the rows of two eyes
-_EIGHT = np.ones((3, 3), dtype=int)  # neighbours
 
 
 class ComponentSets(NamedTuple):
@@ -34,7 +32,8 @@ class ComponentSets(NamedTuple):
     Attributes:
         locating: Names, as of :func:`pictures`, of those whose values tell eyes from the rest by being larger.
         constant: Names of those that vary little inside eyes.
-        mu: Weight of the boundary's length.
+        mu: Weight of the boundary's length at 32 pixels; it is in proportion to the image's size, for areas grow with
+            the square.
         lambda1: Weight of the variation inside; that outside has 1.
     """
 
@@ -97,18 +96,18 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
     weights are chosen likewise, twice: first with the locating ones divided, and at the end.
 
     Args:
-        v: Parts, shape ``(M, N, 3, H, W)``.
+        v: Parts, shape ``(M, N, 3, H, W)``; those beyond 64 pixels are averaged down, by whole numbers.
         eyes: Bool, shape ``(N, H, W)``, some in each image.
 
     Returns:
         The choice.
     """
-    made = pictures(v)
+    made, eyes = pictures(_reduced(v)), _reduced(eyes) >= 0.5
     locating = _grown(made, lambda names: _mean_dice(_start(made, names) > 0, eyes))
     start = _start(made, locating)
 
     def found(names: Sequence[str], weights: tuple[float, float]) -> float:
-        divided = chan_vese(_mean(made, names), start, mu=weights[0], lambda1=weights[1], iterations=_TRIED)
+        divided = _divided(_mean(made, names), start, *weights, iterations=_TRIED)
         return _mean_dice(_in_pairs(divided), eyes) + _LEAD * _mean_dice(divided, eyes)
 
     first = max(product(_MU, _LAMBDA1), key=lambda weights: found(locating, weights))
@@ -129,24 +128,7 @@ def segment(v: np.ndarray, chosen: ComponentSets) -> Segmentation:
     """
     made = pictures(v)
     start, image = _start(made, chosen.locating), _mean(made, chosen.constant)
-    return Segmentation(_in_pairs(chan_vese(image, start, mu=chosen.mu, lambda1=chosen.lambda1)), start, image)
-
-
-def roc_area(values: np.ndarray, eyes: np.ndarray) -> float:
-    """Area under the ROC curve of values that tell eyes from the rest by being larger.
-
-    Args:
-        values: Shape ``(N, H, W)``.
-        eyes: Bool, likewise.
-
-    Returns:
-        Mean over the images that have both.
-    """
-    ranks, inside = rankdata(values.reshape(len(values), -1), axis=1), eyes.reshape(len(eyes), -1)
-    count = inside.sum(1)
-    both = count * (inside.shape[1] - count)
-    wins = (ranks * inside).sum(1) - count * (count + 1) / 2
-    return float(np.mean(wins[both > 0] / both[both > 0]))
+    return Segmentation(_in_pairs(_divided(image, start, chosen.mu, chosen.lambda1)), start, image)
 
 
 def otsu(image: np.ndarray) -> float:
@@ -171,43 +153,6 @@ def otsu(image: np.ndarray) -> float:
     return float((ordered[at] + ordered[at + 1]) / 2)
 
 
-def pairs(mask: np.ndarray) -> np.ndarray:
-    """Keep regions that have exactly one other beside them.
-
-    The rows that a region covers must have 2 regions at most, itself among them, and the rows of one of the others must
-    overlap its own by a quarter of their union. Regions below 0.4 % of the image are dropped first.
-
-    Args:
-        mask: Bool, shape ``(H, W)``.
-
-    Returns:
-        Bool, shape ``(H, W)``.
-    """
-    labels, count = ndimage.label(mask, structure=_EIGHT)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    large = [index for index in range(1, count + 1) if areas[index] >= _LEAST_AREA * mask.size]
-    rows = {index: (labels == index).any(axis=1) for index in large}
-    crowd = sum(rows.values()) if rows else None
-    kept = [
-        index
-        for index in large
-        if crowd[rows[index]].max() == 2
-        and any(_overlap(rows[index], rows[other]) >= _LEAST_OVERLAP for other in large if other != index)
-    ]
-    return np.isin(labels, kept)
-
-
-def count_regions(mask: np.ndarray) -> int:
-    """Count the regions of a mask."""
-    return int(ndimage.label(mask, structure=_EIGHT)[1])
-
-
-def dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Twice the common area over the sum of both; 1 for two empty masks."""
-    total = mask.sum() + truth.sum()
-    return float(2 * (mask & truth).sum() / total) if total else 1.0
-
-
 def _grown(names: Iterable[str], score: Callable[[list[str]], float]) -> list[str]:
     """Add the name that raises the score most, as long as one does and up to five times."""
     chosen: list[str] = []
@@ -220,6 +165,18 @@ def _grown(names: Iterable[str], score: Callable[[list[str]], float]) -> list[st
         best = max(scores)
         chosen.append(left[int(np.argmax(scores))])
     return chosen
+
+
+def _reduced(planes: np.ndarray) -> np.ndarray:
+    factor = planes.shape[-1] // _CHOICE_SIZE
+    if factor < 2:
+        return planes
+    *leading, height, width = planes.shape
+    return planes.reshape(*leading, height // factor, factor, width // factor, factor).mean((-3, -1))
+
+
+def _divided(image: np.ndarray, start: np.ndarray, mu: float, lambda1: float, **settings: int) -> np.ndarray:
+    return chan_vese(image, start, mu=mu * image.shape[-1] / _MU_SIZE, lambda1=lambda1, **settings)
 
 
 def _start(made: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
@@ -244,7 +201,3 @@ def _in_pairs(masks: np.ndarray) -> np.ndarray:
 
 def _mean_dice(masks: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([dice(mask, eyes) for mask, eyes in zip(masks, truth, strict=True)]))
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one & other).sum() / (one | other).sum())
