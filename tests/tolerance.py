@@ -7,8 +7,13 @@ from torch import Tensor
 
 
 def tolerance(dtype: torch.dtype, sum_length: int) -> float:
-    """Bound of the relative L2 error: the rounding errors of a sum add up like a random walk, times a margin of 4."""
-    return 4 * torch.finfo(dtype).eps * math.sqrt(sum_length)
+    """Bound of the relative L2 error: the rounding errors of a sum add up like a random walk, times a margin of 4.
+
+    Numbers of 16 bits are summed in float32, and rounded once.
+    """
+    own = torch.finfo(dtype).eps
+    summed = 4 * min(own, torch.finfo(torch.float32).eps) * math.sqrt(sum_length)
+    return summed if dtype.itemsize > 2 else own + summed
 
 
 def assert_close(actual: Tensor, expected: Tensor, sum_length: int, dtype: torch.dtype | None = None) -> None:

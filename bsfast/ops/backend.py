@@ -33,7 +33,8 @@ class Kernels(NamedTuple):
         dtypes: Of the operands.
         operators: By name: ``"conv2d"`` with its gradients, ``"winograd"`` (both by tiles), ``"sample_grad"`` (the
             weight gradient of every sample), ``"norm"``, ``"norm_conv2d"`` (joined with a convolution), ``"layout"``
-            (conversions of the memory order), ``"gram"`` (products of all rows of a matrix).
+            (conversions of the memory order), ``"gram"`` (products of all rows of a matrix,
+            float32 only).
     """
 
     dtypes: tuple[torch.dtype, ...]

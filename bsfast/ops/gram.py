@@ -21,7 +21,7 @@ def plan_gram(x: Tensor, weights: Tensor | None = None) -> plan.Plan:
     if why_not := kernel_why_not("gram", x.device.type, x.dtype):
         return plan.Plan("aten", why_not)
     if x.dtype != torch.float32:
-        return plan.Plan("aten", f"stock operators multiply {x.dtype} on matrix units")
+        return plan.Plan("aten", f"{x.dtype} has no own kernel")
     if x.shape[1] > _FEW:
         return plan.Plan("aten", f"more than {_FEW} rows: stock products of panels skip one half, too")
     return plan.Plan("native", "Triton kernel, whose programs own tiles on and above the diagonal")
@@ -30,7 +30,7 @@ def plan_gram(x: Tensor, weights: Tensor | None = None) -> plan.Plan:
 def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """Compute x diag(weights) x^T of each matrix.
 
-    Float32 is summed in float32, by the own kernel never in TF32.
+    The own kernel multiplies and sums in float32, never in TF32; stock operators follow torch's settings.
 
     Args:
         x: Shape ``(B, R, K)``.
@@ -69,6 +69,8 @@ def launch(x: Tensor, weights: Tensor | None) -> Tensor:
 def _by_panels(weighted: Tensor, x: Tensor) -> Tensor:
     """Multiply some rows by themselves and those below at a time: torch has no product of which half is computed."""
     count, rows, _ = x.shape
+    if rows <= _PANEL:
+        return torch.bmm(weighted, x.mT)
     out = x.new_empty(count, rows, rows)
     for own, left, right in zip(out, x, weighted, strict=True):
         for first in range(0, rows, _PANEL):

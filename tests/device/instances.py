@@ -82,8 +82,8 @@ def sample_grad(storage: str, channels: int, rows: int) -> Instance:
 
 
 STORAGE = ("float", "Half", "BFloat16")
-# Of one of the two 16-bit types what differs in no more than its conversions is left out; of both, the convolution of an
-# odd number of samples, which differs from that of float32 in these only.
+# Of one of the two 16-bit types what differs in no more than its conversions is left out; of both, what takes an odd
+# number of samples and differs from float32's in these only.
 LEFT_OUT = {
     *(("Half", (1, 4, 6, 2, 1)), ("Half", (1, 4, 8, 1, 1)), ("Half", (8, 8, 1))),
     *(("BFloat16", (1, 4, 8, 1, 1)), ("BFloat16", (6, 8, 2))),

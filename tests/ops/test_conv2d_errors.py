@@ -1,5 +1,7 @@
 """Every message of the convolution triple's public functions."""
 
+import re
+
 import pytest
 import torch
 
@@ -83,7 +85,7 @@ def test_conv2d_refuses_kinds(function):
         tensors = {first: tensor, second: other, wrong: ARGUMENTS[function][wrong].int()}
         with pytest.raises(TypeError, match=rf"^{name}: {wrong} must be a floating-point tensor, got torch\.int32$"):
             function(**tensors, **dict(rest))
-    wanted, got = r"\(torch\.float64, cpu\)", r"\(torch\.float32, cpu\)"
+    wanted, got = (re.escape(f"({dtype}, {tensor.device})") for dtype in (torch.float64, torch.float32))
     with pytest.raises(
         TypeError, match=rf"^{name}: {first} must have {second}'s dtype and device {wanted}, got {got}$"
     ):

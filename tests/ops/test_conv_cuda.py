@@ -181,7 +181,11 @@ def test_conv_cuda_errors(change, message):
 @pytest.mark.skipif(EMULATED is not None, reason="the emulation has one device")
 def test_conv_cuda_refuses_other_devices():
     given = operands()
-    elsewhere = {"weight": given["weight"].cpu(), "bias": torch.zeros(2, 8), "residual": given["out"].cpu()}
+    elsewhere = {
+        "weight": given["weight"].cpu(),
+        "bias": torch.zeros(2, 8, device="cpu"),
+        "residual": given["out"].cpu(),
+    }
     for name, t in elsewhere.items():
         with pytest.raises(RuntimeError, match="all tensors must be on one device"):
             torch.ops.bsfast.conv2d_out(**{**given, **SETTINGS, name: t})
