@@ -148,7 +148,7 @@ def toys(record: dict[str, Any]) -> list[str]:
 
 
 def gpu(record: dict[str, Any]) -> list[str]:
-    """What is asked of a GPU with M=16 branches and N=128, and what was reached: a record of one, or an empty one."""
+    """What is asked of a GPU with M=16 branches and N=128, and what was reached: its record or what is in its place."""
     device = record["host"]["device"] if record else "H200"
     heads = [f"{device}; M=16, N=128", *("-".join(map(str, case.widths)) for case in goals.NETWORKS)]
     return [row(heads), row("---" for _ in heads), *map(row, goals.table(record))]
@@ -181,7 +181,12 @@ def render(folder: Path) -> str:
     of_malloc = {malloc: record for malloc, record in of_malloc.items() if record and machine_of(record) == hosts[0]}
     of_gpus = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))]
     of_gpus = [record for record in of_gpus if "capability" in record["host"] and not record["host"].get("tiny")]
-    parts = [networks(load("networks")), convolutions(of_malloc), toys(load("toy")), *map(gpu, of_gpus or [{}])]
+    parts = [
+        networks(load("networks")),
+        convolutions(of_malloc),
+        toys(load("toy")),
+        *map(gpu, of_gpus or [load("gpu")]),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from tests.benchmarks.table import BEGIN, END, README, RECORDS, render, replaced
+from tests.benchmarks.table import BEGIN, END, README, RECORDS, gpu, render, replaced
 from tests.gpu.goals import GOALS, NOT_MEASURED
+from tests.gpu.works import CLASSIFIER
 
 
 def timed(**medians):
@@ -59,16 +60,23 @@ def test_render_without_records_says_that_no_gpu_was_measured(tmp_path):
     assert all(line.endswith("| not measured on hardware yet |") for line in lines[2:])
 
 
+def test_the_place_of_a_record_holds_every_goal():
+    record = json.loads((RECORDS / "gpu.json").read_text())
+    assert record["goals"] == {goal.text: NOT_MEASURED for goal in GOALS}
+    assert gpu(record) == gpu({})
+
+
 def test_render_reads_the_record_of_a_gpu(tmp_path):
-    step, half = "resnet-M16-N128-6-12-24-48 step float32", "resnet-M16-N128-6-12-24-48 step bfloat16"
+    step, bfloat, half = (f"resnet-M16-N128-6-12-24-48 step {name}" for name in ("float32", "bfloat16", "float16"))
     own = {"bsfast": 4.0, "bsfast, CUDA graph": 2.0}
     entries = {
         step: {"results": timed(**own, loop=60.0, grouped=9.0), "best_stock": "grouped", "floor_ms": 1.6}
         | {"times_faster_than_best_stock": 4.5},
-        half: {"results": timed(bsfast=1.5)},
+        bfloat: {"results": timed(bsfast=1.5)},
+        half: {"results": timed(bsfast=1.6)},
         "resnet-M16-N2000-8-16-32-32 Hessian of the first layers float32": {"results": timed(bsfast=250.0, loop=900.0)},
     }
-    entries[half]["results"]["bsfast, CUDA graph"] = {"error": "no memory"}
+    entries[bfloat]["results"]["bsfast, CUDA graph"] = {"error": "no memory"}
     record = {"host": {"device": "NVIDIA H100", "capability": "sm_90"}, "entries": entries}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
     first, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in render(tmp_path).splitlines())
@@ -78,13 +86,16 @@ def test_render_reads_the_record_of_a_gpu(tmp_path):
         "30.0x",
         "2.00 ms, 1.25 times",
         "1.33x",
+        "1.25x (float16)",
         "",
         "",
     ]
     assert [row[2] for row in rows[-2:]] == ["0.25 s", NOT_MEASURED]
+    entries[CLASSIFIER] = {"seconds": 171.3}
     entries[f"{step}, torch.compile too"] = {"times_faster_than_best_stock": 3.1, "best_stock": "loop, torch.compile"}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
     assert "| 3.10x (loop, torch.compile) |" in render(tmp_path)
+    assert render(tmp_path).endswith("| 171 s |")
 
 
 def test_replaced_keeps_what_is_around():

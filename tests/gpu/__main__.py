@@ -13,42 +13,15 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.gpu.suite import ROOT, TESTS, Budget, run_tests, sanitize, say
+
 BUILD = ROOT / "build" / "gpu"
 RECORDS = ROOT / "tests" / "benchmarks" / "records"
-# What does not ask for CPU kernels by name; the direct calls of the CUDA kernels first.
-TESTS = (
-    *(f"ops/test_{name}_norm_triton.py" for name in ("batch", "sample")),
-    *(f"ops/test_{name}_triton.py" for name in ("memory_order", "gram")),
-    *(
-        f"ops/test_conv{name}.py"
-        for name in ("_cuda", "2d", "2d_derivatives", "2d_errors", "2d_sample_grad", "2d_compile")
-    ),
-    *(f"nn/test_{name}.py" for name in ("layers", "planes")),
-    *(
-        f"fuse/test_{name}.py"
-        for name in ("equivalence", "axes", "precision", "chains_cuda", "cuda_graph", "cuda_graph_refuses")
-    ),
-)
-SANITIZED = "float32 or bfloat16"  # of the direct calls
-# cuBLAS is deterministic only with a workspace of its own, and operator tests want determinism.
-ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-
-
-class Budget:
-    """Time for all that a call does."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,13 +69,12 @@ def make_importable() -> None:
 
 
 def find_library() -> str | None:
-    """Build the CUDA operators for this GPU unless a library is named; say why they cannot be used."""
+    """Build the CUDA operators for this GPU unless a library is named; say why they or Triton's cannot be used."""
     if named := os.environ.get("BSFAST_CUDA_LIBRARY"):
         os.environ["BSFAST_CUDA_LIBRARY"] = str(Path(named).absolute())  # works run in other folders
     else:
-        tools = [tool for tool in ("cmake", "ninja", "nvcc", "c++") if shutil.which(tool) is None]
-        if tools:
-            return f"{', '.join(tools)} not found; BSFAST_CUDA_LIBRARY may name a library built elsewhere"
+        if missing := missing_to_build():
+            return f"{', '.join(missing)} not found; BSFAST_CUDA_LIBRARY may name a library built elsewhere"
         settings = [f"-DPython_EXECUTABLE={sys.executable}", "-DBSFAST_CUDA=ON", "-DBSFAST_CUDA_ARCHITECTURES=native"]
         for command in (
             ["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *settings],
@@ -112,9 +84,17 @@ def find_library() -> str | None:
             if done.returncode:
                 return f"{' '.join(command[:2])} must succeed, got\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         os.environ["BSFAST_CUDA_LIBRARY"] = str(BUILD / "libbsfast_cuda.so")
-    from bsfast.ops.backend import native_why_not
+    from bsfast.ops import backend
 
-    return native_why_not("cuda")
+    return backend.native_why_not("cuda") or backend.triton_why_not()
+
+
+def missing_to_build() -> list[str]:
+    """What CMakeLists.txt asks for and this machine lacks."""
+    missing = [tool for tool in ("cmake", "ninja", "nvcc", "c++") if shutil.which(tool) is None]
+    missing += ["Python's package pybind11"] if importlib.util.find_spec("pybind11") is None else []
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return [*missing, *([] if headers.exists() else [str(headers)])]
 
 
 def digest(device: str) -> str:
@@ -128,83 +108,32 @@ def digest(device: str) -> str:
     return content.hexdigest()[:16]
 
 
-def run_tests(given: argparse.Namespace, record: Any, budget: Budget) -> int:
-    """Run each test file in a process of its own, on the device; return how many failed."""
-    failed = 0
-    for name in given.tests:
-        entry = f"test {name}"
-        if record.has(entry) and record.get(entry)["passed"]:
-            continue
-        if budget.left <= 0:
-            return failed + say(f"time is up before {name}; call again to go on")
-        command = [sys.executable, "-m", "pytest", f"--device={given.device}", "-rs", str(ROOT / "tests" / name)]
-        passed, text = run(command, budget)
-        record.put(entry, {"passed": passed, "said": text.strip().splitlines()[-1:]})
-        failed += not passed
-        say(f"{entry}: {'passed' if passed else f'FAILED{chr(10)}{text[-6000:]}'}")
-    return failed
-
-
-def sanitize(given: argparse.Namespace, record: Any, budget: Budget) -> int:
-    """Run the direct calls of the kernels under compute-sanitizer; return how many of its tools found something."""
-    if given.device == "cuda" and shutil.which("compute-sanitizer") is None:
-        return 1 + say("compute-sanitizer not found", error=False)
-    failed = 0
-    for tool in ("memcheck", "racecheck"):
-        entry = f"sanitize {tool}"
-        if record.has(entry) and record.get(entry)["passed"]:
-            continue
-        if budget.left <= 0:
-            return failed + say(f"time is up before {tool}; call again to go on")
-        checked = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", "--target-processes=all"]
-        tests = [sys.executable, "-m", "pytest", str(ROOT / "tests/ops/test_conv_cuda.py"), "-k", SANITIZED]
-        command = [*(checked if given.device == "cuda" else []), *tests]
-        passed, text = run(command, budget, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        record.put(entry, {"passed": passed, "said": text.strip().splitlines()[-2:]})
-        failed += not passed
-        say(f"{entry}: {'passed' if passed else f'FAILED{chr(10)}{text[-6000:]}'}")
-    return failed
-
-
-def run(command: Sequence[str], budget: Budget, **environment: str) -> tuple[bool, str]:
-    """Run a command within what is left of the time, and return whether it succeeded and what it said."""
-    settings = {**os.environ, **ENVIRONMENT, **environment}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False, timeout=budget.left
-        )
-    except subprocess.TimeoutExpired:
-        return False, "time is up; call again to go on"
-    return done.returncode == 0, done.stdout + done.stderr
-
-
 def bench(given: argparse.Namespace, record: Any, budget: Budget) -> int:
     """Measure what the record does not have yet; return how much of it failed."""
     import torch
 
+    from tests.gpu.machine import refusal
     from tests.gpu.works import works
 
     failed = 0
-    for name, work in works(given.device, full=given.full, tiny=given.tiny, record=record):
-        if record.has(name):
+    for name, work in works(given.device, full=given.full, tiny=given.tiny, record=record, budget=budget):
+        if record.has(name) and "error" not in record.get(name):
             continue
         if budget.left <= 0:
             return failed + say(f"time is up before {name}; call again to go on")
         # All ways multiply float32 in full precision, and cuDNN tries what is fastest.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
             try:
-                record.put(name, work())
-            except (RuntimeError, ValueError) as error:  # the others can be measured all the same
-                failed += say(f"{name}: FAILED: {error}", error=True)
+                entry = work()
+            except Exception as error:  # a compiler's, too; the others can be measured all the same
+                record.put(name, refusal(error))
+                failed += say(f"{name}: FAILED: {type(error).__name__}: {error}", error=True)
                 continue
+        if entry is None:
+            return failed + say(f"time is up during {name}; call again to go on, with more --seconds if need be")
+        record.put(name, entry)
         say(f"{name}: measured")
     return failed
-
-
-def say(text: str, *, error: bool = False) -> int:
-    """Print a line; return 1 if it is an error."""
-    (sys.stderr if error else sys.stdout).write(text + "\n")
-    return int(error)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from bsfast import ops
 from tests.cases import ConvCase, in_order
-from tests.gpu.machine import Timer, graphed, name_of
+from tests.gpu.machine import Timer, add_rates, graphed, least_ms, refusal
 from tests.tolerance import tolerance
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = ((8, 32), (16, 16), (32, 8), (32, 4), (6, 32), (12, 16), (24, 8), (48, 4))  # channels, pixels along an axis
 
 
@@ -49,13 +48,15 @@ def measure(case: ConvCase, name: str, dtype: torch.dtype, timer: Timer, peaks: 
     _, _, out_channels, height, width = case.out_shape
     products = case.branches * case.samples * out_channels * height * width
     gflop = 2e-9 * products * (case.in_channels // case.groups) * case.kernel[0] * case.kernel[1]
-    floor = max(gflop / peaks[name_of(dtype)], 1e3 * moved / (1e9 * peaks["copy_gb_s"]))
-    captured = graphed(works["loop"], timer.device)
-    results = timer.run({**works, "loop, CUDA graph": captured})
-    for values in results.values():
-        ms = values["median_ms"]
-        values["tflop_s"], values["gb_s"] = round(gflop / ms, 3), round(1e-6 * moved / ms, 1)
-        values["share_of_floor"] = round(floor / ms, 3)
+    floor = least_ms(gflop, moved, dtype, peaks)
+    graphs, refused = {}, {}
+    for way, work in works.items():
+        try:
+            graphs[f"{way}, CUDA graph"] = graphed(work, timer.device)
+        except RuntimeError as error:
+            refused[f"{way}, CUDA graph"] = refusal(error)
+    results = timer.run({**works, **graphs}) | refused
+    add_rates(results, gflop, moved, floor)
     return {"gflop": round(gflop, 3), "mb": round(1e-6 * moved, 1), "floor_ms": round(floor, 4), "errors": errors} | {
         "results": results
     }

@@ -6,7 +6,7 @@ import torch
 
 from bsfast import ops
 from bsfast.ops.gram import launch
-from tests.gpu.machine import Timer
+from tests.gpu.machine import Timer, add_rates, least_ms
 from tests.tolerance import tolerance
 
 
@@ -21,7 +21,7 @@ def measure(count: int, rows: int, columns: int, timer: Timer, peaks: dict[str, 
         peaks: Limits of the device.
 
     Returns:
-        Times, rates, and the least time that arithmetic on one half allows.
+        Times, rates, and the least time that memory and arithmetic on one half allow.
     """
     x, weights = (
         torch.randn(count, rows, columns, device=timer.device),
@@ -40,11 +40,14 @@ def measure(count: int, rows: int, columns: int, timer: Timer, peaks: dict[str, 
         if not error <= 4 * tolerance(torch.float32, columns):
             raise ValueError(f"{name} must equal the product in float64, got a relative error of {error:.1e}")
     gflop = 1e-9 * count * rows * (rows + 1) * columns
-    floor = gflop / peaks["float32"]
+    moved = x.nbytes + weights.nbytes + 4 * count * rows**2
+    floor = least_ms(gflop, moved, torch.float32, peaks)
     results = timer.run(works)
-    for values in results.values():
-        values["tflop_s"] = round(gflop / values["median_ms"], 3)
-        values["share_of_floor"] = round(floor / values["median_ms"], 3)
-    return {"gflop": round(gflop, 3), "floor_ms": round(floor, 4), "chosen": ops.plan_gram(x).algorithm} | {
-        "results": results
+    add_rates(results, gflop, moved, floor)
+    return {
+        "gflop": round(gflop, 3),
+        "mb": round(1e-6 * moved, 1),
+        "floor_ms": round(floor, 4),
+        "chosen": ops.plan_gram(x).algorithm,
+        "results": results,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEWEST, MOST, WARM_UP = 20, 60, 3  # rounds
 FLUSHED_BYTES = 256 * 2**20  # written before each measurement: more than the second-level cache of any GPU
 CLOCKS = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,driver_version"
@@ -116,26 +117,45 @@ def peaks(timer: Timer, size: int) -> dict[str, float]:
     """
     source, target = (torch.empty(size, 8 * size, device=timer.device) for _ in range(2))
     works: dict[str, Callable[[], object]] = {"copy_gb_s": lambda: target.copy_(source)}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         a, b = (torch.randn(size, size, device=timer.device).to(dtype) for _ in range(2))
         works[name_of(dtype)] = lambda a=a, b=b: a @ b
     times = {name: values["median_ms"] for name, values in timer.run(works).items()}
     rates = {name: 2e-9 * size**3 / ms for name, ms in times.items() if name != "copy_gb_s"}
     rates["copy_gb_s"] = 2e-6 * source.nbytes / times["copy_gb_s"]
-    # float16 runs on the same units as bfloat16, at the same rate.
-    return {name: round(rate, 1 if rate > 10 else 4) for name, rate in {**rates, "float16": rates["bfloat16"]}.items()}
+    return {name: round(rate, 1 if rate > 10 else 4) for name, rate in rates.items()}
 
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def least_ms(gflop: float, moved: float, dtype: torch.dtype, peaks: Mapping[str, float]) -> float:
+    """Least time for arithmetic in a dtype and for bytes that are moved, whichever takes longer."""
+    return max(gflop / peaks[name_of(dtype)], 1e-6 * moved / peaks["copy_gb_s"])
+
+
+def add_rates(results: Mapping[str, dict[str, Any]], gflop: float, moved: float, floor: float) -> None:
+    """Add to the times of each way TFLOP/s, GB/s, and which share of its time a floor in ms is."""
+    for values in results.values():
+        if "error" not in values:
+            ms = values["median_ms"]
+            values["tflop_s"], values["gb_s"] = round(gflop / ms, 3), round(1e-6 * moved / ms, 1)
+            values["share_of_floor"] = round(floor / ms, 3)
+
+
 def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a work returns, or the error by which a stock way refuses."""
     try:
         return work()
-    except RuntimeError as error:  # torch's own errors, out of memory among them
-        return {"error": str(error).splitlines()[0][:300]}
+    except Exception as error:  # torch's own, out of memory among them, and those of its compilers
+        return refusal(error)
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """What a record says of an error."""
+    said = str(error).splitlines() or [""]
+    return {"error": f"{type(error).__name__}: {said[0][:300]}"}
 
 
 def graphed(work: Callable[[], object], device: str) -> Callable[[], object]:

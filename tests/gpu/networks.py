@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from tests.benchmarks.contestants import COMPILED, CONTESTANTS, LAST, MERGED, OWN, TILES, Contestant
 from tests.benchmarks.network_case import NetworkCase
-from tests.gpu.machine import Timer, attempt, graphed, name_of
+from tests.gpu.machine import Timer, add_rates, attempt, graphed, least_ms
 
-DENSE = (MERGED, f"{MERGED}{LAST}")
-WAYS = (*(name for name in CONTESTANTS if name != TILES), *DENSE)
-GRAPHED = (OWN, "loop", f"loop{LAST}", "grouped", *DENSE)
-AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # outputs, as a part of the largest
+VMAP = "torch.func.vmap"
+# Those that CUDA may refuse to capture come last: a capture that fails can leave torch's allocator of no use.
+WAYS = (*(name for name in CONTESTANTS if name not in {TILES, VMAP}), MERGED, f"{MERGED}{LAST}", VMAP)
+AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # outputs, as a part of the largest
 
 
 def measure(
@@ -24,7 +24,7 @@ def measure(
     Args:
         case: The network.
         phase: ``"forward"`` or ``"step"``.
-        dtype: float32, or bfloat16 by autocast.
+        dtype: float32, or one of 16 bits by autocast; losses are not scaled, which costs next to nothing.
         timer: Of the device.
         peaks: Limits of the device.
         compiled: Whether the compiled loop takes part, which takes minutes.
@@ -36,41 +36,54 @@ def measure(
     results: dict[str, Any] = {}
     outputs: dict[str, Tensor] = {}
     for name in names:  # one after the other, for all of them need not fit the memory
-        with torch.device(timer.device):
-            contestant = Contestant(name, case)
-        contestant.ready("forward")
-        outputs[name] = in_dtype(contestant.forward, dtype, timer.device)().float()
-        contestant.ready(phase)
-        work = in_dtype(contestant.forward, dtype, timer.device) if phase == "forward" else training(contestant, dtype)
+        made: list[Callable[[], object]] = []
 
-        def timed(name: str = name, work: Callable[[], object] = work) -> dict[str, Any]:
+        def timed(name: str = name, made: list[Callable[[], object]] = made) -> dict[str, Any]:
+            outputs[name], work = prepared(name, case, phase, dtype, timer.device)
+            made.append(work)
             before = reset_memory(timer.device)
             return timer.run({name: work})[name] | memory(timer.device, before)
 
-        def timed_graph(name: str = name, work: Callable[[], object] = work) -> dict[str, Any]:
-            return timer.run({name: graphed(work, timer.device)})[name]
+        def timed_graph(name: str = name, made: list[Callable[[], object]] = made) -> dict[str, Any]:
+            return timer.run({name: graphed(made[0], timer.device)})[name]
 
         results[name] = timed() if name == OWN else attempt(timed)
-        if name in GRAPHED and timer.device == "cuda":
+        if made:
             results[f"{name}, CUDA graph"] = attempt(timed_graph)
-        del contestant, work, timed, timed_graph
+        made.clear()
+    if "loop" not in outputs:
+        raise ValueError(f"{case.name} needs the loop's result, got {results['loop']['error']}")
     truth = outputs["loop"]
     differences = {name: ((y - truth).abs().max() / truth.abs().max()).item() for name, y in outputs.items()}
     if not differences[OWN] <= AGREE[dtype]:
         raise ValueError(f"{case.name} must equal the loop to {AGREE[dtype]}, got {differences[OWN]:.1e}")
-    floor = floor_ms(case, phase, dtype, peaks)
+    gflop, moved, floor = least(case, phase, dtype, peaks)
+    add_rates(results, gflop, moved, floor)
     ran = {name: values for name, values in results.items() if "error" not in values}
-    for values in ran.values():
-        values["share_of_floor"] = round(floor / values["median_ms"], 3)
     best = min((values["median_ms"], name) for name, values in ran.items() if not name.startswith(OWN))
     own = min((values["median_ms"], name) for name, values in ran.items() if name.startswith(OWN))
     return {
+        "gflop": round(gflop, 3),
+        "mb": round(1e-6 * moved, 1),
         "floor_ms": float(f"{floor:.4g}"),
         "best_stock": best[1],
         "times_faster_than_best_stock": round(best[0] / own[0], 3),
         "differences": {name: float(f"{value:.1e}") for name, value in differences.items()},
         "results": results,
     }
+
+
+def prepared(
+    name: str, case: NetworkCase, phase: str, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Callable[[], object]]:
+    """The outputs of a way, and the work of a phase."""
+    with torch.device(device):
+        contestant = Contestant(name, case)
+    contestant.ready("forward")
+    forward = in_dtype(contestant.forward, dtype, device)
+    output = forward().float()
+    contestant.ready(phase)
+    return output, forward if phase == "forward" else training(contestant, dtype)
 
 
 def in_dtype(work: Callable[[], Tensor], dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
@@ -113,11 +126,19 @@ def memory(device: str, before: int) -> dict[str, int]:
     return {"peak_mib": round(peak / 2**20), "growth_mib": round((peak - before) / 2**20)}
 
 
-def floor_ms(case: NetworkCase, phase: str, dtype: torch.dtype, peaks: dict[str, float]) -> float:
-    """Least time of the convolutions alone: each reads its input once and writes its output once, or computes.
+def least(case: NetworkCase, phase: str, dtype: torch.dtype, peaks: dict[str, float]) -> tuple[float, float, float]:
+    """GFLOP, bytes and ms that the convolutions alone need: each reads its input and writes its output, or computes.
 
     A training step adds both gradients of each, which move and compute as much, but for the first one's input.
     """
+    layers = [(gflop, moved, least_ms(gflop, moved, dtype, peaks)) for gflop, moved in convolutions(case, dtype)]
+    sums = [sum(column) for column in zip(*layers, strict=True)]
+    gflop, moved, ms = sums if phase == "forward" else (3 * s - own for s, own in zip(sums, layers[0], strict=True))
+    return gflop, moved, ms
+
+
+def convolutions(case: NetworkCase, dtype: torch.dtype) -> list[tuple[float, float]]:
+    """GFLOP and bytes of each layer's convolutions of all branches, the first layer's first."""
     inputs, _ = case.make_inputs()
     branch = case.make_branch()
     layers: list[tuple[float, float]] = []
@@ -127,13 +148,11 @@ def floor_ms(case: NetworkCase, phase: str, dtype: torch.dtype, peaks: dict[str,
         shared = not layers  # the first layer's input is that of all branches
         taps = conv.kernel_size[0] * conv.kernel_size[1] * conv.in_channels // conv.groups
         moved = y.numel() * case.branches + given[0].numel() * (1 if shared else case.branches)
-        layers.append((2.0 * y.numel() * taps * case.branches, float(moved * dtype.itemsize)))
+        layers.append((2e-9 * y.numel() * taps * case.branches, float(moved * dtype.itemsize)))
 
     for module in branch.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(note)
     with torch.device("meta"):
         branch.to("meta")(*[x.to("meta") for x in inputs])
-    rate, bandwidth = 1e12 * peaks[name_of(dtype)], 1e9 * peaks["copy_gb_s"]
-    times = [1e3 * max(operations / rate, moved / bandwidth) for operations, moved in layers]
-    return sum(times) if phase == "forward" else 3 * sum(times) - times[0]
+    return layers

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
+from bsfast.ops import backend
 from tests.gpu import __main__ as gpu
+from tests.gpu import machine, networks, suite, works
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -60,13 +62,18 @@ def test_gpu_bench_measures_everything_once(dry):
     entries = record["entries"]
     assert entries["limits"]["copy_gb_s"] > 0
     step = entries["resnet-M2-N4-2-2-2-2 step float32"]
+    assert {"resnet-M2-N4-2-2-2-2 step bfloat16", "resnet-M2-N4-2-2-2-2 step float16"} <= entries.keys()
     assert {"bsfast", "loop", "grouped", "torch.func.vmap", "loop, channels_last", "merged to dense groups"} <= step[
         "results"
     ].keys()
+    assert all(f"{name}, CUDA graph" in step["results"] for name in networks.WAYS)
     assert step["floor_ms"] > 0
+    rates = {"tflop_s", "gb_s", "share_of_floor"}
+    for entry in (value for name, value in entries.items() if name != "limits"):
+        assert all(rates <= values.keys() for values in entry["results"].values())
     convolution = next(value for name, value in entries.items() if name.startswith("conv2d_weight_grad"))
     assert convolution["results"]["bsfast"]["rounds"] == 2
-    assert {"tflop_s", "gb_s", "share_of_floor"} <= convolution["results"]["loop, CUDA graph"].keys()
+    assert {"loop, CUDA graph", "grouped, channels_last, CUDA graph"} <= convolution["results"].keys()
     assert {"bsfast", "torch.bmm"} <= entries["products of 5 rows, 2 times, float32"]["results"].keys()
     assert said.count("measured") == len(entries)
     assert "measured" not in dry("bench")[1]
@@ -78,8 +85,165 @@ def test_gpu_bench_stops_when_time_is_up(dry):
     assert record["entries"] == {}
 
 
+def test_gpu_bench_records_errors_and_measures_again(dry, monkeypatch):
+    class OutOfResourcesError(Exception):
+        """As Triton's, of no family that torch knows."""
+
+    def refuse():
+        raise OutOfResourcesError("shared memory\nwith details")
+
+    named = [("refuses", refuse), ("works", dict), ("is cut off", lambda: None), ("never begins", dict)]
+    monkeypatch.setattr(works, "works", lambda *_, **__: named)
+    for _ in range(2):
+        status, said, record = dry("bench")
+        assert status == 1
+        assert record["entries"].keys() == {"refuses", "works"}
+        assert record["entries"]["refuses"]["error"] == "OutOfResourcesError: shared memory"
+        assert "time is up during is cut off; call again to go on" in said
+    named[0] = "refuses", dict
+    assert dry("bench")[0] == 0
+
+
+def test_gpu_networks_keep_the_other_ways_when_one_refuses(monkeypatch):
+    def contestant(name: str, case):
+        if name == "grouped":
+            raise NotImplementedError("not these")
+        return own(name, case)
+
+    own, timer, peaks = networks.Contestant, machine.Timer("cpu", 0, rounds=1), {"float32": 1.0, "copy_gb_s": 1.0}
+    monkeypatch.setattr(networks, "Contestant", contestant)
+    monkeypatch.setattr(networks, "WAYS", ("bsfast", "grouped", "loop"))
+    entry = networks.measure(works.TINY, "forward", torch.float32, timer, peaks, compiled=False)
+    assert entry["results"]["grouped"] == {"error": "NotImplementedError: not these"}
+    assert entry["results"].keys() == {
+        f"{way}{kind}" for way in ("bsfast", "loop") for kind in ("", ", CUDA graph")
+    } | {"grouped"}
+
+
+def test_gpu_peaks_measure_every_dtype():
+    class Counting:
+        device = "cpu"
+
+        def run(self, named):
+            return {name: {"median_ms": 1e-6 * (k + 1)} for k, name in enumerate(named)}
+
+    peaks = machine.peaks(Counting(), 80)
+    assert peaks["float32"] > peaks["bfloat16"] > peaks["float16"] > 0
+
+
+def test_gpu_full_bench_names_what_decides(monkeypatch, tmp_path):
+    def names(*, full: bool):
+        given = {"full": full, "tiny": False, "record": None, "budget": None}
+        return {name for name, _ in works.works("cpu", **given)}
+
+    few = {f"{case.name} step float16" for case in (works.CENTRE, works.NARROW_FIRST)}
+    assert few <= names(full=False)
+    monkeypatch.setenv("BSFAST_DATA", str(tmp_path))
+    assert works.CLASSIFIER not in names(full=True)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    full = {*few, works.CLASSIFIER, *(f"products of 1024 rows, {count} times, float32" for count in (1, 16))}
+    assert full <= names(full=True)
+    assert works.CLASSIFIER not in names(full=False)
+
+
+def test_gpu_classifier_needs_its_data(monkeypatch):
+    said = [
+        (0, "Data: CIFAR-10 from here.", ""),
+        (0, "Data: digits.", ""),
+        (1, "Data: CIFAR-10 from here.", "a\nno GPU"),
+    ]
+    done = [subprocess.CompletedProcess([], *of_one) for of_one in said]
+    monkeypatch.setattr(works, "run", lambda *_: done.pop(0) if done else None)
+    assert works.train_classifier(suite.Budget(1)).keys() == {"seconds", "clocks"}
+    with pytest.raises(RuntimeError, match="must train on CIFAR-10, got status 0: Data: digits"):
+        works.train_classifier(suite.Budget(1))
+    with pytest.raises(RuntimeError, match="got status 1: no GPU"):
+        works.train_classifier(suite.Budget(1))
+    assert works.train_classifier(suite.Budget(1)) is None
+
+
+def test_gpu_needs_triton_and_what_builds(monkeypatch):
+    monkeypatch.setenv("BSFAST_CUDA_LIBRARY", "named")
+    monkeypatch.setattr(backend, "native_why_not", lambda device: None)
+    monkeypatch.setattr(backend, "triton_why_not", lambda: "Triton is not installed")
+    assert gpu.find_library() == "Triton is not installed"
+    monkeypatch.delenv("BSFAST_CUDA_LIBRARY")
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: None if tool == "nvcc" else tool)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: "nowhere")
+    reason = (
+        "nvcc, Python's package pybind11, nowhere/Python.h not found; BSFAST_CUDA_LIBRARY may name a library built "
+    )
+    assert gpu.find_library() == f"{reason}elsewhere"
+
+
+@pytest.fixture
+def ran(dry, monkeypatch):
+    """Commands of works on CUDA, which say and return what is given."""
+
+    def run(work, given, *said: str):
+        commands, left = [], list(said)
+
+        def run(command, budget, **environment):
+            commands.append(command)
+            text = left.pop(0) if left else said[-1]
+            return None if text == "cut off" else subprocess.CompletedProcess(command, 0, text, "")
+
+        monkeypatch.setattr(suite, "run", run)
+        monkeypatch.setattr(suite.shutil, "which", lambda tool: tool)
+        record = Memory()
+        return work(gpu.parse(given), record, suite.Budget(60)), commands, record.entries
+
+    return run
+
+
+class Memory:
+    """A record that no file holds."""
+
+    def __init__(self) -> None:
+        self.entries = {}
+
+    def has(self, name: str) -> bool:
+        return name in self.entries
+
+    def put(self, name: str, entry) -> None:
+        self.entries[name] = entry
+
+
+def test_gpu_tests_that_all_skip_fail_on_cuda_only(ran):
+    for device, expected in (("cuda", [True, False]), ("cpu", [True, True])):
+        given = ["test", f"--device={device}", "--tests", "a", "b"]
+        failed, _, entries = ran(suite.run_tests, given, "3 passed, 1 skipped in 1.00s", "4 skipped in 1.00s")
+        assert [entry["passed"] for entry in entries.values()] == expected
+        assert failed == expected.count(False)
+
+
+def test_gpu_tests_that_are_cut_off_are_not_recorded(ran, capsys):
+    failed, commands, entries = ran(suite.run_tests, ["test", "--tests", "a", "b", "c"], "1 passed in 1.00s", "cut off")
+    assert (failed, len(commands), entries.keys()) == (0, 2, {"test a"})
+    assert "time is up during test b; call again to go on" in capsys.readouterr().out
+
+
+def test_gpu_cuts_commands_off():
+    assert suite.run([sys.executable, "-c", "import time; time.sleep(60)"], suite.Budget(0.2)) is None
+
+
+def test_gpu_sanitizes_every_direct_call_by_itself(ran):
+    _, commands, entries = ran(suite.sanitize, ["sanitize"], "1 passed in 1.00s")
+    assert len(entries) == len(commands) == 2 * len(suite.SANITIZED)
+    assert "sanitize racecheck ops/test_conv_cuda.py float16 and not bfloat16" in entries
+    assert "sanitize memcheck ops/test_gram_triton.py" in entries
+    assert all(command[0] == "compute-sanitizer" for command in commands)
+    assert all("--device=cuda" in command for command in commands if command[-1] == "-rs")
+
+
+def test_gpu_names_tests_that_exist():
+    names = {*suite.TESTS, *(name for name, *_ in suite.SANITIZED)}
+    assert [name for name in names if not (suite.ROOT / "tests" / name).is_file()] == []
+
+
 def test_gpu_tests_run_once_and_failures_again(dry, monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')")
     for name, value in (("passes", True), ("fails", False)):

@@ -1,5 +1,10 @@
 """What is measured on a GPU, in order of weight."""
 
+import os
+import re
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -11,6 +16,7 @@ from tests.benchmarks.network_case import PHASES, NetworkCase
 from tests.cases import TRIPLE
 from tests.gpu import convolutions, grams, hessians, machine, networks
 from tests.gpu.record import Record
+from tests.gpu.suite import ROOT, Budget, run
 
 CENTRE = NetworkCase()
 NARROW_FIRST = CENTRE._replace(widths=(6, 12, 24, 48))
@@ -19,11 +25,14 @@ TINY = NetworkCase(branches=2, samples=4, widths=(2, 2, 2, 2))
 CURVED = CENTRE._replace(samples=2000)
 SECONDS = 1.0  # for the rounds of all ways of a convolution, or of one way of a network
 PRODUCTS = ((CENTRE.branches, 216), (1, CENTRE.branches * 216))  # of each branch, and of all: a first layer's Hessian
+NEAR_FEW = ((CENTRE.branches, 1024), (1, 1024))  # where bsfast.ops.gram leaves them to stock products
 CONV_QUICK, CONV_TINY = 4, 1  # how many of the convolutions
-Work = Callable[[], dict[str, Any]]
+CLASSIFIER = "classifier of CIFAR-10, budget gpu"
+CIFAR = re.compile(r"cifar-?10(?!\d)", re.IGNORECASE)
+Work = Callable[[], dict[str, Any] | None]  # None: cut off, as time is up
 
 
-def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tuple[str, Work]]:
+def works(device: str, *, full: bool, tiny: bool, record: Record, budget: Budget) -> Iterator[tuple[str, Work]]:
     """Name everything to measure.
 
     Args:
@@ -31,6 +40,7 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
         full: Everything, in several calls of under 9 minutes.
         tiny: The smallest sizes, two rounds.
         record: Where the first work, the limits of the device, is by the time the others run.
+        budget: What is left of the time, for works that are commands.
 
     Yields:
         The name of an entry of the record, and what measures it.
@@ -46,18 +56,19 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
     yield "limits", limits
     cases = [TINY] if tiny else [CENTRE, NARROW_FIRST, *(AROUND if full else [])]
     for case in cases:
-        for dtype in (torch.float32, torch.bfloat16):
-            for phase in reversed(PHASES):
-                name = f"{case.name} {phase} {machine.name_of(dtype)}"
-                yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
+        for dtype, phase in product(machine.DTYPES, reversed(PHASES)):
+            if dtype == torch.float16 and phase != "step" and not full:
+                continue
+            name = f"{case.name} {phase} {machine.name_of(dtype)}"
+            yield name, partial(with_limits, networks.measure, case, phase, dtype, compiled=False)
     curved = TINY if tiny else CURVED
     yield name_of_hessian(curved), partial(with_limits, hessians.measure, curved)
-    for count, rows in ((2, 5),) if tiny else PRODUCTS:
+    for count, rows in ((2, 5),) if tiny else (*PRODUCTS, *(NEAR_FEW if full else ())):
         name = f"products of {rows} rows, {count} times, float32"
         yield name, partial(with_limits, grams.measure, count, rows, 4096)
     sizes = convolutions.cases(2, 4) if tiny else convolutions.cases(CENTRE.branches, CENTRE.samples)
     for conv in sizes[: None if full else CONV_TINY if tiny else CONV_QUICK]:
-        for dtype in convolutions.DTYPES if full or tiny else convolutions.DTYPES[:2]:
+        for dtype in machine.DTYPES if full or tiny else machine.DTYPES[:2]:
             for operator in TRIPLE:
                 name = f"{operator} {conv} {machine.name_of(dtype)}"
                 yield name, partial(with_limits, convolutions.measure, conv, operator, dtype)
@@ -65,7 +76,34 @@ def works(device: str, *, full: bool, tiny: bool, record: Record) -> Iterator[tu
         for case, phase in product((CENTRE, NARROW_FIRST), reversed(PHASES)):
             name = f"{case.name} {phase} float32, torch.compile too"
             yield name, partial(with_limits, networks.measure, case, phase, torch.float32, compiled=True)
+        if holds_cifar():
+            yield CLASSIFIER, partial(train_classifier, budget)
 
 
 def name_of_hessian(case: NetworkCase) -> str:
     return f"{case.name} Hessian of the first layers float32"
+
+
+def holds_cifar() -> bool:
+    """Whether ``BSFAST_DATA`` or ``./data`` names or holds CIFAR-10."""
+    folder = ROOT / (os.environ.get("BSFAST_DATA") or "data")
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return folder.exists() and any(CIFAR.search(path.name) for path in (folder, *entries))
+
+
+def train_classifier(budget: Budget) -> dict[str, Any] | None:
+    """Time the experiment from its start to its report; None if less time is left than it takes.
+
+    Raises:
+        RuntimeError: If it fails, or took other data.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        done = run([sys.executable, "-m", "experiments", "classifier", "--budget", "gpu", "--out", folder], budget)
+        seconds = time.perf_counter() - began
+    if done is None:
+        return None
+    if done.returncode or "Data: CIFAR-10" not in done.stdout:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [""]
+        raise RuntimeError(f"the classifier must train on CIFAR-10, got status {done.returncode}: {said[-1]}")
+    return {"seconds": round(seconds, 1), "clocks": machine.clocks("cuda")}
