@@ -126,8 +126,8 @@ def _scikit_image_cat(image_size: int) -> Photographs | None:
 def _sentence(chosen: ComponentSets) -> str:
     return (
         f"Start: {', '.join(chosen.locating)} less a threshold; divided: {', '.join(chosen.constant)} (|v|: magnitude, "
-        f"-: turned over; smoothed); weights: boundary {chosen.mu:g}, inside {chosen.lambda1:g}, outside 1; chosen on "
-        "training cats whose eyes are known."
+        f"-: turned over; smoothed); weights: boundary {chosen.mu:g}, inside {chosen.lambda1:g}, outside 1; "
+        f"{chosen.steps} steps; chosen on training cats whose eyes are known."
     )
 
 

@@ -15,13 +15,14 @@ import numpy as np
 from scipy import ndimage
 
 from experiments.segmentation.chan_vese import chan_vese
-from experiments.segmentation.regions import dice, pairs
+from experiments.segmentation.regions import count_regions, dice, pairs
 
 _COMPONENTS = 5  # in each set at most
-_MU, _LAMBDA1 = (0.05, 0.01, 0.2), (2.0, 1.0, 4.0, 8.0, 16.0)  # the first where none is better
+_MU, _LAMBDA1, _STEPS = (0.05, 0.01, 0.002, 0.2), (2.0, 1.0, 4.0, 8.0, 16.0), (10, 40)  # the first where none is better
 _MU_SIZE = 32  # of images to which these weights of length belong
 _CHOICE_SIZE = 64  # of images at most while the choice is made, whose time is in proportion to the pixels
-_TRIED = 40  # steps of the level set while the choice is made
+_AREAS = (0.07, 0.06, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015)  # of the image above a threshold; two eyes have 2.4 to 5 %
+_AWAY = 3.0  # how far below 0 a level set begins outside of a pair: the further, the slower new regions come up
 _LEAD = 0.2  # weight of what is divided beside the pairs, which are what counts: where there are none it leads there
 _SMOOTH = 1 / 32  # of the image's size: a fifth of an eye's width
 
@@ -35,12 +36,14 @@ class ComponentSets(NamedTuple):
         mu: Weight of the boundary's length at 32 pixels; it is in proportion to the image's size, for areas grow with
             the square.
         lambda1: Weight of the variation inside; that outside has 1.
+        steps: Of the level set.
     """
 
     locating: tuple[str, ...]
     constant: tuple[str, ...]
     mu: float = 0.05
     lambda1: float = 2.0
+    steps: int = 10
 
 
 class Segmentation(NamedTuple):
@@ -92,7 +95,7 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
     """Choose on images whose eyes are known what a person would by eye: the sets that segment them best.
 
     Either set begins empty and takes, up to five times, the picture of a component that helps most: the locating ones
-    by Dice of the start that they give, the constant ones by Dice of what is divided and of the pairs in it. The
+    by Dice of what is above a threshold, the constant ones by Dice of what is divided and of the pairs in it. The
     weights are chosen likewise, twice: first with the locating ones divided, and at the end.
 
     Args:
@@ -103,16 +106,17 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
         The choice.
     """
     made, eyes = pictures(_reduced(v)), _reduced(eyes) >= 0.5
-    locating = _grown(made, lambda names: _mean_dice(_start(made, names) > 0, eyes))
+    locating = _grown(made, lambda names: _mean_dice(_above(_mean(made, names), _small) > 0, eyes))
     start = _start(made, locating)
 
-    def found(names: Sequence[str], weights: tuple[float, float]) -> float:
-        divided = _divided(_mean(made, names), start, *weights, iterations=_TRIED)
+    def found(names: Sequence[str], weights: tuple[float, float, int]) -> float:
+        divided = _divided(_mean(made, names), start, *weights)
         return _mean_dice(_in_pairs(divided), eyes) + _LEAD * _mean_dice(divided, eyes)
 
-    first = max(product(_MU, _LAMBDA1), key=lambda weights: found(locating, weights))
+    tried = list(product(_MU, _LAMBDA1, _STEPS))
+    first = max(tried, key=lambda weights: found(locating, weights))
     constant = _grown(made, lambda names: found(names, first))
-    weights = max(product(_MU, _LAMBDA1), key=lambda weights: found(constant, weights))
+    weights = max(tried, key=lambda weights: found(constant, weights))
     return ComponentSets(tuple(locating), tuple(constant), *weights)
 
 
@@ -128,7 +132,7 @@ def segment(v: np.ndarray, chosen: ComponentSets) -> Segmentation:
     """
     made = pictures(v)
     start, image = _start(made, chosen.locating), _mean(made, chosen.constant)
-    return Segmentation(_in_pairs(_divided(image, start, chosen.mu, chosen.lambda1)), start, image)
+    return Segmentation(_in_pairs(_divided(image, start, chosen.mu, chosen.lambda1, chosen.steps)), start, image)
 
 
 def otsu(image: np.ndarray) -> float:
@@ -175,20 +179,37 @@ def _reduced(planes: np.ndarray) -> np.ndarray:
     return planes.reshape(*leading, height // factor, factor, width // factor, factor).mean((-3, -1))
 
 
-def _divided(image: np.ndarray, start: np.ndarray, mu: float, lambda1: float, **settings: int) -> np.ndarray:
-    return chan_vese(image, start, mu=mu * image.shape[-1] / _MU_SIZE, lambda1=lambda1, **settings)
+def _divided(image: np.ndarray, start: np.ndarray, mu: float, lambda1: float, steps: int) -> np.ndarray:
+    return chan_vese(image, start, mu=mu * image.shape[-1] / _MU_SIZE, lambda1=lambda1, iterations=steps)
 
 
 def _start(made: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Level sets that are positive in a pair of regions, if some threshold has one."""
     where = _mean(made, names)
-    return where - np.array([_threshold(image) for image in where])[:, None, None]
+    start = _above(where, _paired)
+    for level in start:
+        pair = pairs(level > 0)
+        if pair.any():
+            level[~pair] -= _AWAY
+    return start
 
 
-def _threshold(image: np.ndarray) -> float:
+def _above(images: np.ndarray, threshold: Callable[[np.ndarray], float]) -> np.ndarray:
+    return images - np.array([threshold(image) for image in images])[:, None, None]
+
+
+def _small(image: np.ndarray) -> float:
     """Otsu's threshold of what is above Otsu's threshold, for eyes are a small part of an image."""
     first = otsu(image)
     above = image[image > first]
     return otsu(above) if above.size and above.min() < above.max() else first
+
+
+def _paired(image: np.ndarray) -> float:
+    """That threshold, or the first above it at which two regions make a pair: eyes may run together below."""
+    least = _small(image)
+    higher = [level for level in np.quantile(image, 1 - np.array(_AREAS)) if level > least]
+    return next((level for level in (least, *higher) if count_regions(pairs(image > level)) == 2), least)
 
 
 def _mean(made: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:

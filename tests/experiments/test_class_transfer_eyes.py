@@ -27,7 +27,7 @@ def test_judge_eyes_shows_a_photograph(tmp_path):
         for name in ("figure-12", "figure-21", "figure-12-photographs")
     ] == [4, 1, 1]
     assert record.metrics["eyes"]["median_dice"] == pytest.approx(np.median(record.metrics["eyes"]["dice"]))
-    assert set(record.metrics["eyes"]["sets"]) == {"locating", "constant", "mu", "lambda1"}
+    assert set(record.metrics["eyes"]["sets"]) == {"locating", "constant", "mu", "lambda1", "steps"}
     assert 0 <= record.metrics["eyes"]["true_layers"]["median_dice"] <= 1
 
 
