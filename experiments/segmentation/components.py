@@ -7,7 +7,7 @@ where it draws; so its magnitude is used, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from experiments.segmentation.regions import count_regions, dice, pairs
 _COMPONENTS = 5  # in each set at most
 _MU, _LAMBDA1, _STEPS = (0.05, 0.01, 0.002, 0.2), (2.0, 1.0, 4.0, 8.0, 16.0), (10, 40)  # the first where none is better
 _MU_SIZE = 32  # of images to which these weights of length belong
+_LEAST_SIZE = 8  # of images, in pixels
 _CHOICE_SIZE = 64  # of images at most while the choice is made, whose time is in proportion to the pixels
 _AREAS = (0.07, 0.06, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015)  # of the image above a threshold; two eyes have 2.4 to 5 %
 _AWAY = 3.0  # how far below 0 a level set begins outside of a pair: the further, the slower new regions come up
@@ -99,12 +100,17 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
     weights are chosen likewise, twice: first with the locating ones divided, and at the end.
 
     Args:
-        v: Parts, shape ``(M, N, 3, H, W)``; those beyond 64 pixels are averaged down, by whole numbers.
+        v: Parts, shape ``(M, N, 3, H, W)``; those beyond 64 pixels are averaged down, by whole numbers, and what
+            is left at the lower and right side is cut off.
         eyes: Bool, shape ``(N, H, W)``, some in each image.
 
     Returns:
         The choice.
+
+    Raises:
+        ValueError: If a shape does not fit, or a part is not finite.
     """
+    _check(v, eyes)
     made, eyes = pictures(_reduced(v)), _reduced(eyes) >= 0.5
     locating = _grown(made, lambda names: _mean_dice(_above(_mean(made, names), _small) > 0, eyes))
     start = _start(made, locating)
@@ -129,8 +135,15 @@ def segment(v: np.ndarray, chosen: ComponentSets) -> Segmentation:
 
     Returns:
         The eyes: regions that come in pairs side by side.
+
+    Raises:
+        ValueError: If the parts do not fit or are not finite, or a set is empty or names others.
     """
+    _check(v)
     made = pictures(v)
+    for names in (chosen.locating, chosen.constant):
+        if not names or not set(names) <= set(made):
+            raise ValueError(f"segment: sets must name some of {', '.join(made)}, got {', '.join(names) or 'none'}")
     start, image = _start(made, chosen.locating), _mean(made, chosen.constant)
     return Segmentation(_in_pairs(_divided(image, start, chosen.mu, chosen.lambda1, chosen.steps)), start, image)
 
@@ -157,7 +170,7 @@ def otsu(image: np.ndarray) -> float:
     return float((ordered[at] + ordered[at + 1]) / 2)
 
 
-def _grown(names: Iterable[str], score: Callable[[list[str]], float]) -> list[str]:
+def _grown(names: Collection[str], score: Callable[[list[str]], float]) -> list[str]:
     """Add the name that raises the score most, as long as one does and up to five times."""
     chosen: list[str] = []
     best = -np.inf
@@ -172,11 +185,21 @@ def _grown(names: Iterable[str], score: Callable[[list[str]], float]) -> list[st
 
 
 def _reduced(planes: np.ndarray) -> np.ndarray:
-    factor = planes.shape[-1] // _CHOICE_SIZE
-    if factor < 2:
-        return planes
     *leading, height, width = planes.shape
-    return planes.reshape(*leading, height // factor, factor, width // factor, factor).mean((-3, -1))
+    factor = -(-max(height, width) // _CHOICE_SIZE)
+    rows, columns = height // factor, width // factor
+    whole = planes[..., : rows * factor, : columns * factor]
+    return whole.reshape(*leading, rows, factor, columns, factor).mean((-3, -1))
+
+
+def _check(v: np.ndarray, eyes: np.ndarray | None = None) -> None:
+    least = np.asarray(v.shape) >= 1 if v.ndim == 5 else np.zeros(1)
+    if not least.all() or v.shape[2] != 3 or min(v.shape[3:]) < _LEAST_SIZE:
+        raise ValueError(f"v must have shape (M, N, 3, H, W) of {_LEAST_SIZE} pixels or more, got {v.shape}")
+    if not np.issubdtype(v.dtype, np.floating) or not np.isfinite(v).all():
+        raise ValueError(f"v must be floating and finite, got {v.dtype} with {np.sum(~np.isfinite(v))} others")
+    if eyes is not None and eyes.shape != (v.shape[1], *v.shape[3:]):
+        raise ValueError(f"eyes must have shape {(v.shape[1], *v.shape[3:])}, got {eyes.shape}")
 
 
 def _divided(image: np.ndarray, start: np.ndarray, mu: float, lambda1: float, steps: int) -> np.ndarray:

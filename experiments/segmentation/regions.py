@@ -1,5 +1,7 @@
 """Regions of masks: which come in pairs, and how well masks and values agree with the truth."""
 
+from itertools import combinations
+
 import numpy as np
 from scipy import ndimage
 from scipy.stats import rankdata
@@ -11,10 +13,10 @@ _EIGHT = np.ones((3, 3), dtype=int)  # neighbours
 
 
 def pairs(mask: np.ndarray) -> np.ndarray:
-    """Keep regions that have exactly one other beside them.
+    """Keep pairs of regions that lie side by side.
 
-    The rows that a region covers must have 2 regions at most, itself among them, and the rows of one of the others must
-    overlap its own by a quarter of their union. Regions below 0.4 % of the image are dropped first.
+    The rows that either covers must have 2 regions at most, itself among them, and both must share a quarter of the
+    rows that they cover together. Regions below 0.4 % of the image are dropped first.
 
     Args:
         mask: Bool, shape ``(H, W)``.
@@ -27,13 +29,9 @@ def pairs(mask: np.ndarray) -> np.ndarray:
     large = [index for index in range(1, count + 1) if areas[index] >= _LEAST_AREA * mask.size]
     rows = {index: (labels == index).any(axis=1) for index in large}
     crowd = sum(rows.values()) if rows else None
-    kept = [
-        index
-        for index in large
-        if crowd[rows[index]].max() == 2
-        and any(_overlap(rows[index], rows[other]) >= _LEAST_OVERLAP for other in large if other != index)
-    ]
-    return np.isin(labels, kept)
+    apart = [index for index in large if crowd[rows[index]].max() == 2]
+    found = [pair for pair in combinations(apart, 2) if _overlap(*(rows[index] for index in pair)) >= _LEAST_OVERLAP]
+    return np.isin(labels, found)
 
 
 def count_regions(mask: np.ndarray) -> int:

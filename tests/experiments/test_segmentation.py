@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.segmentation.chan_vese import chan_vese
-from experiments.segmentation.components import choose_components, otsu, pictures, segment, values
+from experiments.segmentation.components import ComponentSets, choose_components, otsu, pictures, segment, values
 from experiments.segmentation.regions import count_regions, dice, pairs, roc_area
 
 SIZE = 32
@@ -122,6 +122,9 @@ def test_pairs_keeps_two_regions_side_by_side():
     assert count_regions(pairs(discs((8, 9), (12, 22)))) == 2  # rows 5 to 11 and 9 to 15: 3 of 11 in common
     assert not pairs(discs((7, 9), (12, 22))).any()  # 2 of 12
     assert not pairs(np.zeros((SIZE, SIZE), dtype=bool)).any()
+    column = np.zeros((SIZE, SIZE), dtype=bool)  # the region on the left has a partner above, which has two below
+    column[0:10, 2:5] = column[0:20, 10:13] = column[12:18, 18:21] = column[12:18, 26:29] = True
+    assert not pairs(column).any()
     large = np.zeros((64, 64), dtype=bool)
     large[10:15, 10:15] = large[10:15, 40:45] = large[12, 60:64] = True  # 4 pixels are less than 0.4 %
     assert count_regions(large) == 3
@@ -185,3 +188,31 @@ def test_choose_components_averages_large_images_down_and_segment_scales_the_wei
     made = segment(v, chosen)
     expected = chan_vese(made.image, made.start, mu=2 * chosen.mu, lambda1=chosen.lambda1, iterations=chosen.steps)
     np.testing.assert_array_equal(made.mask, [pairs(mask) for mask in expected])
+
+
+def test_segmentation_errors_name_what_was_expected_and_what_came():
+    v, eyes = np.zeros((2, 3, 3, SIZE, SIZE)), np.stack([EYES] * 3)
+    for wrong in (v[0], v[:, :0], v[:, :, :2], v[..., :4]):
+        with pytest.raises(ValueError, match=r"v must have shape \(M, N, 3, H, W\) of 8 pixels or more, got "):
+            choose_components(wrong, eyes)
+    with pytest.raises(ValueError, match="v must be floating and finite, got float64 with 1 others"):
+        choose_components(np.where(np.arange(v.size).reshape(v.shape) == 5, np.nan, v), eyes)
+    with pytest.raises(ValueError, match=r"eyes must have shape \(3, 32, 32\), got \(2, 32, 32\)"):
+        choose_components(v, eyes[:2])
+    with pytest.raises(ValueError, match=r"sets must name some of v1, -v1, \|v1\|, .*, got none"):
+        segment(v, ComponentSets(("v1",), ()))
+    with pytest.raises(ValueError, match="got v1, v3"):
+        segment(v, ComponentSets(("v1", "v3"), ("v1",)))
+
+
+@pytest.mark.parametrize("size", [65, 100, 130])
+def test_choose_components_takes_any_size(size):
+    generator = np.random.default_rng(9)
+    eyes = np.zeros((1, size, size), dtype=bool)
+    eyes[:, size // 3 : size // 2, size // 6 : size // 3] = eyes[:, size // 3 : size // 2, -size // 3 : -size // 6] = (
+        True
+    )
+    v = 0.1 * generator.standard_normal((1, 1, 3, size, size)) + eyes[:, None]
+    (mask,) = segment(v, choose_components(v, eyes)).mask
+    assert count_regions(mask) == 2
+    assert dice(mask, eyes[0]) > 0.6
