@@ -23,9 +23,9 @@ test-device: $(VENV)/.built build/device-tools/.installed  ## the CUDA kernels, 
 codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA kernel compiled for every architecture
 	BSFAST_TEST_DEVICE=full $(BIN)/python -m pytest tests/device/test_every_instance.py -rs --durations=0
 
-# With what PYTHON has: torch with CUDA, Triton with a C compiler and Python's headers, pytest and hypothesis; and nvcc,
-# a C++ compiler, CMake, Ninja and pybind11 unless BSFAST_CUDA_LIBRARY names a library built elsewhere. Each takes under 9
-# minutes and goes on where it was cut off.
+# With what PYTHON has: torch with CUDA, numpy, Triton with a C compiler and Python's headers; pytest, pytest-benchmark and
+# hypothesis for tests; and nvcc, a C++ compiler, CMake, Ninja and pybind11 unless BSFAST_CUDA_LIBRARY names a library
+# built elsewhere. Each takes under 9 minutes and goes on where it was cut off.
 gpu:  ## on a machine with a GPU: operator tests on it, and a short benchmark
 	$(PYTHON) -m tests.gpu test bench
 

@@ -22,13 +22,15 @@ from tests.gpu.suite import ROOT, TESTS, Budget, run_tests, sanitize, say
 
 BUILD = ROOT / "build" / "gpu"
 RECORDS = ROOT / "tests" / "benchmarks" / "records"
+NEEDED_BY_TESTS = ("pytest", "pytest_benchmark", "hypothesis")  # pyproject.toml has options of the second
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the works that the command line names, and return the exit status."""
     given = parse(arguments)
-    if importlib.util.find_spec("torch") is None:
-        return say(f"tests.gpu: needs torch, got {sys.executable} without it; try make PYTHON=...", error=True)
+    needed = ["torch", *(NEEDED_BY_TESTS if {"test", "sanitize"} & set(given.works) else ())]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        return say(f"tests.gpu: needs {', '.join(missing)}, got {sys.executable} without; try make PYTHON=...", error=True)
     from tests.gpu import machine
 
     if given.device == "cuda" and (why_not := machine.why_no_gpu()):

@@ -22,10 +22,15 @@ def test_gpu_says_that_there_is_none():
     assert done.stderr.count("\n") == 1
 
 
-def test_gpu_says_that_torch_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    assert gpu.main(["test"]) == 1
-    assert capsys.readouterr().err.startswith("tests.gpu: needs torch, got ")
+@pytest.mark.parametrize(
+    "work, missing", [("bench", "torch"), ("test", "pytest_benchmark"), ("sanitize", "pytest, hypothesis")]
+)
+def test_gpu_says_which_packages_are_missing(monkeypatch, capsys, work, missing):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing.split(", ") else name)
+    assert gpu.main([work]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"tests.gpu: needs {missing}, got ")
+    assert said.count("\n") == 1
 
 
 def test_gpu_makes_a_clone_importable(monkeypatch, tmp_path):
