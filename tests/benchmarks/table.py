@@ -16,6 +16,11 @@ from tests.gpu import goals
 README = Path(__file__).parent.parent.parent / "README.md"
 RECORDS = Path(__file__).parent / "records"
 BEGIN, END = "<!-- begin: python -m tests.benchmarks.table -->", "<!-- end -->"
+GPU_CONDITIONS = (
+    "Steps and Hessians: float32 is without TF32, in all ways. Steps: medians of 20 to 60 rounds between CUDA events, "
+    "with cold caches, for 256 MiB are written before each; one way after the other. Hessians: medians of 3 calls by "
+    "the wall clock, caches as they are. CIFAR-10: once, in 16 bits, from the start of the process to its report."
+)
 TITLES = {"resnet": "classifier", "generator": "generator, 64 pixels"}
 
 
@@ -151,7 +156,8 @@ def gpu(record: dict[str, Any]) -> list[str]:
     """What is asked of a GPU with M=16 branches and N=128, and what was reached: its record or what is in its place."""
     device = record["host"]["device"] if record else "H200"
     heads = [f"{device}; M=16, N=128", *("-".join(map(str, case.widths)) for case in goals.NETWORKS)]
-    return [row(heads), row("---" for _ in heads), *map(row, goals.table(record))]
+    lines = [row(heads), row("---" for _ in heads), *map(row, goals.table(record))]
+    return [*lines, "", fill(GPU_CONDITIONS, 120)] if "entries" in record else lines
 
 
 def conditions(host: dict[str, Any], peak: float, rounds: str) -> str:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.benchmarks.contestants import COMPILED
 from tests.benchmarks.table import BEGIN, END, README, RECORDS, gpu, render, replaced
 from tests.gpu.goals import GOALS, NOT_MEASURED
 from tests.gpu.works import CLASSIFIER
@@ -79,7 +80,8 @@ def test_render_reads_the_record_of_a_gpu(tmp_path):
     entries[bfloat]["results"]["bsfast, CUDA graph"] = {"error": "no memory"}
     record = {"host": {"device": "NVIDIA H100", "capability": "sm_90"}, "entries": entries}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
-    first, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in render(tmp_path).splitlines())
+    lines = render(tmp_path).splitlines()
+    first, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
     assert first[0] == "NVIDIA H100; M=16, N=128"
     assert [row[1] for row in rows] == [
         "4.50x (grouped; not compiled)",
@@ -92,10 +94,45 @@ def test_render_reads_the_record_of_a_gpu(tmp_path):
     ]
     assert [row[2] for row in rows[-2:]] == ["0.25 s", NOT_MEASURED]
     entries[CLASSIFIER] = {"seconds": 171.3}
-    entries[f"{step}, torch.compile too"] = {"times_faster_than_best_stock": 3.1, "best_stock": "loop, torch.compile"}
     (tmp_path / "gpu-nvidia-h100.json").write_text(json.dumps(record))
-    assert "| 3.10x (loop, torch.compile) |" in render(tmp_path)
-    assert render(tmp_path).endswith("| 171 s |")
+    assert "| 171 s |\n\nSteps and Hessians: float32 is without TF32" in render(tmp_path)
+    assert "cold caches" in render(tmp_path)
+
+
+def test_gpu_compares_with_what_was_compiled():
+    step = "resnet-M16-N128-6-12-24-48 step float32"
+    too = f"{step}, torch.compile too"
+    refused = {"error": "RuntimeError: no capture"}
+
+    def entry(times: float, **results):
+        return {"times_faster_than_best_stock": times, "best_stock": "loop", "floor_ms": 1.0, "results": results}
+
+    def said(entries):
+        return gpu({"host": {"device": "D"}, "entries": entries})[2].split("|")[2].strip()
+
+    eager = entry(4.5, **timed(bsfast=1.0, loop=4.5), **{"torch.func.vmap, CUDA graph": refused})
+    assert said({step: eager}) == "4.50x (loop; not compiled; 1 graph refused)"
+    assert said({step: eager, too: refused}) == "4.50x (loop; not compiled; 1 graph refused)"
+    assert said({step: eager, too: entry(3.1, **{COMPILED: {"median_ms": 3.1}})}) == "3.10x (loop)"
+    graphs = {f"{name}, CUDA graph": refused for name in (COMPILED, "loop")}
+    assert said({step: eager, too: entry(3.1, **{COMPILED: refused}, **graphs)}) == (
+        "3.10x (loop; not compiled; 2 graphs refused)"
+    )
+
+
+def test_gpu_says_what_failed():
+    step = "resnet-M16-N128-6-12-24-48 step float32"
+    entries = {step: {"date": "2030-01-01", "error": f"ValueError: a|b {'and so on ' * 20}"}}
+    lines = gpu({"host": {"device": "D"}, "entries": entries})
+    assert [line.split(" | ")[1] for line in lines[2:5]] == [
+        "failed: ValueError: a\\|b and so on and so on and so on and so on ..."
+    ] * 3
+    assert lines[5].split(" | ")[1] == NOT_MEASURED
+    entries[step] = {"results": {"bsfast": {"median_ms": 1.0}, "loop": {"error": "Full|up"}}, "floor_ms": 1.0} | {
+        "times_faster_than_best_stock": 1.0,
+        "best_stock": "grouped",
+    }
+    assert gpu({"host": {"device": "D"}, "entries": entries})[3].split(" | ")[1] == "loop: Full\\|up"
 
 
 def test_replaced_keeps_what_is_around():

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     needed = ["torch", *(NEEDED_BY_TESTS if {"test", "sanitize"} & set(given.works) else ())]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        return say(f"tests.gpu: needs {', '.join(missing)}, got {sys.executable} without; try make PYTHON=...", error=True)
+        return say(
+            f"tests.gpu: needs {', '.join(missing)}, got {sys.executable} without; try make PYTHON=...", error=True
+        )
     from tests.gpu import machine
 
     if given.device == "cuda" and (why_not := machine.why_no_gpu()):

@@ -1,9 +1,10 @@
 """What is asked of a GPU, and what its record says: the README's table."""
 
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any, NamedTuple
 
-from tests.benchmarks.contestants import OWN
+from tests.benchmarks.contestants import COMPILED, OWN
 from tests.gpu.works import CENTRE, CLASSIFIER, CURVED, NARROW_FIRST, name_of_hessian
 
 NOT_MEASURED = "not measured on hardware yet"
@@ -17,12 +18,30 @@ class Goal(NamedTuple):
 
     Attributes:
         text: What is asked.
-        read: For each of the two networks, from the entries of a record to what it says; raises KeyError where it
-            lacks the entry, or the entry has an error. None where nothing is asked of a network.
+        read: For each of the two networks, from the entries of a record to what it says; raises NotMeasuredError where
+            it lacks the entry, or the entry has an error. None where nothing is asked of a network.
     """
 
     text: str
     read: tuple[Read | None, Read | None]
+
+
+class NotMeasuredError(Exception):
+    """A record lacks an entry, or has its error, which the message tells."""
+
+
+def measured(entries: Entries, name: str) -> Entries:
+    """Return an entry, or raise NotMeasuredError."""
+    if name not in entries:
+        raise NotMeasuredError
+    if "error" in entries[name]:
+        raise NotMeasuredError(f"failed: {first_words(entries[name]['error'])}")
+    return dict(entries[name])
+
+
+def first_words(error: str) -> str:
+    """Shorten an error for a cell of a table."""
+    return shorten(error, 60, placeholder=" ...").replace("|", "\\|")
 
 
 def own_ms(entry: Entries) -> float:
@@ -33,45 +52,55 @@ def own_ms(entry: Entries) -> float:
 
 def faster_than_stock(name: str) -> Read:
     def read(entries: Entries) -> str:
-        whole = entries.get(f"{name}, torch.compile too")
-        entry, kept = (whole, "") if whole else (entries[name], "; not compiled")
-        return f"{entry['times_faster_than_best_stock']:.2f}x ({entry['best_stock']}{kept})"
+        whole = f"{name}, torch.compile too"
+        entry = measured(entries, whole if "error" not in entries.get(whole, {"error": "absent"}) else name)
+        results = entry["results"]
+        refused = sum(way.endswith(", CUDA graph") and "error" in values for way, values in results.items())
+        lacks = "; not compiled" if "error" in results.get(COMPILED, {"error": "absent"}) else ""
+        lacks += f"; {refused} graph{'s' * (refused > 1)} refused" if refused else ""
+        return f"{entry['times_faster_than_best_stock']:.2f}x ({entry['best_stock']}{lacks})"
 
     return read
 
 
 def faster_than_loop(name: str) -> Read:
     def read(entries: Entries) -> str:
-        loop = entries[name]["results"]["loop"]
-        return f"loop: {loop['error']}" if "error" in loop else f"{loop['median_ms'] / own_ms(entries[name]):.1f}x"
+        loop = measured(entries, name)["results"]["loop"]
+        return (
+            f"loop: {first_words(loop['error'])}"
+            if "error" in loop
+            else f"{loop['median_ms'] / own_ms(measured(entries, name)):.1f}x"
+        )
 
     return read
 
 
 def near_floor(name: str) -> Read:
-    return lambda entries: (
-        f"{own_ms(entries[name]):.2f} ms, {own_ms(entries[name]) / entries[name]['floor_ms']:.2f} times"
-    )
+    def read(entries: Entries) -> str:
+        entry = measured(entries, name)
+        return f"{own_ms(entry):.2f} ms, {own_ms(entry) / entry['floor_ms']:.2f} times"
+
+    return read
 
 
 def faster_in_16_bits(name: str, other: str) -> Read:
-    return lambda entries: f"{own_ms(entries[other]) / own_ms(entries[name]):.2f}x"
+    return lambda entries: f"{own_ms(measured(entries, other)) / own_ms(measured(entries, name)):.2f}x"
 
 
 def seconds(name: str) -> Read:
-    return lambda entries: f"{1e-3 * own_ms(entries[name]):.2f} s"
+    return lambda entries: f"{1e-3 * own_ms(measured(entries, name)):.2f} s"
 
 
 def never_slower(names: tuple[str, ...], other: str) -> Read:
     def read(entries: Entries) -> str:
-        ratio, name = min((own_ms(entries[other]) / own_ms(entries[name]), name) for name in names)
+        ratio, name = min((own_ms(measured(entries, other)) / own_ms(measured(entries, name)), name) for name in names)
         return f"{ratio:.2f}x ({name.split()[-1]})"
 
     return read
 
 
 def of_classifier(entries: Entries) -> str:
-    return f"{entries[CLASSIFIER]['seconds']:.0f} s"
+    return f"{measured(entries, CLASSIFIER)['seconds']:.0f} s"
 
 
 FULL, BFLOAT, HALF = (
@@ -102,7 +131,7 @@ def table(record: dict[str, Any]) -> list[list[str]]:
     def said(goal: Goal, read: Read | None) -> str:
         try:
             return read(entries) if read else ""
-        except KeyError:
-            return str(instead.get(goal.text, NOT_MEASURED))
+        except NotMeasuredError as error:
+            return str(error) or str(instead.get(goal.text, NOT_MEASURED))
 
     return [[goal.text, *(said(goal, read) for read in goal.read)] for goal in GOALS]

@@ -23,7 +23,7 @@ def test_gpu_says_that_there_is_none():
 
 
 @pytest.mark.parametrize(
-    "work, missing", [("bench", "torch"), ("test", "pytest_benchmark"), ("sanitize", "pytest, hypothesis")]
+    ("work", "missing"), [("bench", "torch"), ("test", "pytest_benchmark"), ("sanitize", "pytest, hypothesis")]
 )
 def test_gpu_says_which_packages_are_missing(monkeypatch, capsys, work, missing):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name in missing.split(", ") else name)
