@@ -1,13 +1,17 @@
 """The scripts for machines with a GPU, on one without: what they say there, and a dry run on the CPU."""
 
+import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from bsfast.ops import backend
+from experiments.classifier import command
+from experiments.classifier.setup import choose
 from tests.gpu import __main__ as gpu
 from tests.gpu import machine, networks, suite, works
 
@@ -151,15 +155,44 @@ def test_gpu_full_bench_names_what_decides(monkeypatch, tmp_path):
     assert works.CLASSIFIER not in names(full=False)
 
 
+def trains(monkeypatch, done, epochs: int, ended_by: str):
+    """Let the classifier end with one process after the other, and a record of what it trained."""
+
+    def run(command, budget):
+        folder = Path(command[command.index("--out") + 1], "classifier-1")
+        folder.mkdir()
+        metrics = {"history": [{}] * epochs, "ended_by": ended_by}
+        (folder / "run.json").write_text(json.dumps({"metrics": metrics}))
+        return done.pop(0) if done else None
+
+    monkeypatch.setattr(works, "run", run)
+
+
+@pytest.mark.parametrize(("epochs", "ended_by"), [(30, "time limit"), (29, "epochs")])
+def test_gpu_classifier_needs_all_epochs(monkeypatch, epochs, ended_by):
+    trains(monkeypatch, [subprocess.CompletedProcess([], 0, "Data: CIFAR-10.", "")], epochs, ended_by)
+    with pytest.raises(RuntimeError, match=f"must train 30 epochs, got {epochs}, ended by {ended_by}"):
+        works.train_classifier(suite.Budget(1))
+
+
+def test_gpu_classifier_trains_one_model_without_a_limit():
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    command.add_arguments(parser)
+    given = vars(parser.parse_args(works.OPTIONS))
+    setup = choose(given.pop("budget"), given | {"device": "cpu"}, train_images=50_000, test_images=10_000)
+    assert (setup.sizes, setup.epochs, setup.time_limit) == ([16], 30, 1e6)
+
+
 def test_gpu_classifier_needs_its_data(monkeypatch):
     said = [
         (0, "Data: CIFAR-10 from here.", ""),
         (0, "Data: digits.", ""),
         (1, "Data: CIFAR-10 from here.", "a\nno GPU"),
     ]
-    done = [subprocess.CompletedProcess([], *of_one) for of_one in said]
-    monkeypatch.setattr(works, "run", lambda *_: done.pop(0) if done else None)
-    assert works.train_classifier(suite.Budget(1)).keys() == {"seconds", "clocks"}
+    trains(monkeypatch, [subprocess.CompletedProcess([], *of_one) for of_one in said], 30, "epochs")
+    entry = works.train_classifier(suite.Budget(1))
+    assert entry.keys() == {"seconds", "epochs", "ended_by", "clocks"}
+    assert (entry["epochs"], entry["ended_by"]) == (30, "epochs")
     with pytest.raises(RuntimeError, match="must train on CIFAR-10, got status 0: Data: digits"):
         works.train_classifier(suite.Budget(1))
     with pytest.raises(RuntimeError, match="got status 1: no GPU"):
