@@ -25,15 +25,17 @@ codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA ke
 
 # With what PYTHON has: torch with CUDA, numpy, Triton with a C compiler and Python's headers; pytest, pytest-benchmark and
 # hypothesis for tests; and nvcc, a C++ compiler, CMake, Ninja and pybind11 unless BSFAST_CUDA_LIBRARY names a library
-# built elsewhere. Each takes under 9 minutes and goes on where it was cut off.
+# built elsewhere. Each takes under 9 minutes, ends with status 2 if work is left, and goes on there when called again;
+# GPU_ARGS holds further options, such as --seconds=1200.
+GPU_ARGS ?=
 gpu:  ## on a machine with a GPU: operator tests on it, and a short benchmark
-	$(PYTHON) -m tests.gpu test bench
+	$(PYTHON) -m tests.gpu test bench $(GPU_ARGS)
 
 gpu-sanitize:  ## the kernels' tests under compute-sanitizer
-	$(PYTHON) -m tests.gpu sanitize
+	$(PYTHON) -m tests.gpu sanitize $(GPU_ARGS)
 
 gpu-bench:  ## everything next to stock PyTorch and the roofline; the classifier, too, if BSFAST_DATA has CIFAR-10
-	$(PYTHON) -m tests.gpu bench --full
+	$(PYTHON) -m tests.gpu bench --full $(GPU_ARGS)
 
 bench: $(VENV)/.built  ## speed, next to stock PyTorch and the hardware's limit, in at most 15 minutes
 	$(FAST) $(BIN)/python -m pytest tests/benchmarks --benchmark-only -rs -m "not full"

@@ -3,6 +3,7 @@
 ``make gpu`` and the targets beside it call this, with what their Python has. Nothing is fetched. The CUDA operators are
 those that ``BSFAST_CUDA_LIBRARY`` names, or are built for this GPU. What has passed or is measured already, with the
 same sources on the same device, is not done again, and nothing begins after ``--seconds``: call it again to go on.
+The exit status is 1 if something failed, else 2 if work is left for another call, else 0.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     works: dict[str, Callable[..., int]] = {"test": run_tests, "sanitize": sanitize, "bench": bench}
     failed = sum(works[work](given, record, budget) for work in given.works)
     say(f"record: {record.path}")
-    return 1 if failed else 0
+    return 1 if failed else 2 if budget.cut_off else 0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -103,8 +104,10 @@ def missing_to_build() -> list[str]:
 
 def digest(device: str) -> str:
     """Digest of the sources and, on a GPU, of the library."""
-    paths = [path for folder in ("bsfast", "csrc", "tests") for path in (ROOT / folder).rglob("*")]
+    folders = ("bsfast", "csrc", "experiments/classifier", "tests")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     paths = sorted(path for path in paths if path.suffix in {".py", ".h", ".cuh", ".cu", ".cpp"})
+    paths += [ROOT / "CMakeLists.txt"]
     paths += [Path(os.environ["BSFAST_CUDA_LIBRARY"])] if device == "cuda" else []
     content = hashlib.sha256()
     for path in paths:
@@ -119,12 +122,14 @@ def bench(given: argparse.Namespace, record: Any, budget: Budget) -> int:
     from tests.gpu.machine import refusal
     from tests.gpu.works import works
 
-    failed = 0
+    failed, refused = 0, False
     for name, work in works(given.device, full=given.full, tiny=given.tiny, record=record, budget=budget):
         if record.has(name) and "error" not in record.get(name):
             continue
         if budget.left <= 0:
-            return failed + say(f"time is up before {name}; call again to go on")
+            return failed + budget.stop(f"time is up before {name}; call again to go on")
+        if refused:
+            return failed + budget.stop("a refused capture may spoil what follows: call again to go on")
         # All ways multiply float32 in full precision, and cuDNN tries what is fastest.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
             try:
@@ -134,9 +139,14 @@ def bench(given: argparse.Namespace, record: Any, budget: Budget) -> int:
                 failed += say(f"{name}: FAILED: {type(error).__name__}: {error}", error=True)
                 continue
         if entry is None:
-            return failed + say(f"time is up during {name}; call again to go on, with more --seconds if need be")
+            return failed + budget.stop(
+                f"time is up during {name}; call again to go on, with more --seconds if need be"
+            )
         record.put(name, entry)
         say(f"{name}: measured")
+        refused = any(
+            way.endswith(", CUDA graph") and "error" in values for way, values in entry.get("results", {}).items()
+        )
     return failed
 
 

@@ -49,13 +49,14 @@ def measure(case: ConvCase, name: str, dtype: torch.dtype, timer: Timer, peaks: 
     products = case.branches * case.samples * out_channels * height * width
     gflop = 2e-9 * products * (case.in_channels // case.groups) * case.kernel[0] * case.kernel[1]
     floor = least_ms(gflop, moved, dtype, peaks)
-    graphs, refused = {}, {}
+    results = timer.run(works)
+    graphs, refused = {}, {}  # only now, for a capture that is refused can spoil what follows
     for way, work in works.items():
         try:
             graphs[f"{way}, CUDA graph"] = graphed(work, timer.device)
         except RuntimeError as error:
             refused[f"{way}, CUDA graph"] = refusal(error)
-    results = timer.run({**works, **graphs}) | refused
+    results |= timer.run(graphs) | refused
     add_rates(results, gflop, moved, floor)
     return {"gflop": round(gflop, 3), "mb": round(1e-6 * moved, 1), "floor_ms": round(floor, 4), "errors": errors} | {
         "results": results

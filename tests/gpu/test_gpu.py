@@ -13,7 +13,7 @@ from bsfast.ops import backend
 from experiments.classifier import command
 from experiments.classifier.setup import choose
 from tests.gpu import __main__ as gpu
-from tests.gpu import machine, networks, suite, works
+from tests.gpu import convolutions, machine, networks, suite, works
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -89,7 +89,8 @@ def test_gpu_bench_measures_everything_once(dry):
 
 
 def test_gpu_bench_stops_when_time_is_up(dry):
-    _, said, record = dry("bench", "--seconds=1e-9")
+    status, said, record = dry("bench", "--seconds=1e-9")
+    assert status == 2
     assert "time is up before limits; call again to go on" in said
     assert record["entries"] == {}
 
@@ -110,7 +111,65 @@ def test_gpu_bench_records_errors_and_measures_again(dry, monkeypatch):
         assert record["entries"]["refuses"]["error"] == "OutOfResourcesError: shared memory"
         assert "time is up during is cut off; call again to go on" in said
     named[0] = "refuses", dict
+    assert dry("bench")[0] == 2
+    del named[2]
     assert dry("bench")[0] == 0
+
+
+def test_gpu_bench_stops_after_a_refused_capture(dry, monkeypatch):
+    results = {"loop": {"median_ms": 1.0}, "loop, CUDA graph": {"error": "RuntimeError: no capture"}}
+    named = [("first", lambda: {"results": results}), ("second", lambda: {"results": results})]
+    monkeypatch.setattr(works, "works", lambda *_, **__: named)
+    status, said, record = dry("bench")
+    assert (status, record["entries"].keys()) == (2, {"first"})
+    assert "a refused capture may spoil what follows: call again to go on\n" in said
+    assert record["entries"]["first"]["results"] == results
+    status, said, record = dry("bench")
+    assert (status, record["entries"].keys()) == (0, {"first", "second"})
+    assert "spoil" not in said
+
+
+def test_gpu_networks_run_vmap_last(monkeypatch):
+    def contestant(name: str, case):
+        return own("loop", case)
+
+    own, timer, peaks = networks.Contestant, machine.Timer("cpu", 0, rounds=1), {"float32": 1.0, "copy_gb_s": 1.0}
+    monkeypatch.setattr(networks, "Contestant", contestant)
+    entry = networks.measure(works.TINY, "forward", torch.float32, timer, peaks, compiled=True)
+    eager = [name for name in entry["results"] if not name.endswith(", CUDA graph")]
+    assert eager[-2:] == [networks.COMPILED, networks.VMAP]
+
+
+def test_gpu_convolutions_are_timed_before_any_capture(monkeypatch):
+    class Noting(machine.Timer):
+        def run(self, named):
+            order.append(f"times {len(named)}")
+            return super().run(named)
+
+    def capture(work, device):
+        order.append("captures")
+        raise RuntimeError("no capture")
+
+    order = []
+    monkeypatch.setattr(convolutions, "graphed", capture)
+    peaks = {"float32": 1.0, "copy_gb_s": 1.0}
+    timer = Noting("cpu", 0, rounds=1)
+    entry = convolutions.measure(convolutions.cases(2, 4)[0], "conv2d", torch.float32, timer, peaks)
+    assert order == ["times 5", *["captures"] * 5, "times 0"]
+    assert sum("error" in values for values in entry["results"].values()) == 5
+
+
+def test_gpu_digest_covers_what_a_number_depends_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    names = ("CMakeLists.txt", "experiments/classifier/run.py", "csrc/a.cu", "bsfast/a.py", "tests/a.py")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    known = {gpu.digest("cpu")}
+    for name in names:
+        (tmp_path / name).write_text(name)
+        known.add(gpu.digest("cpu"))
+    assert len(known) == 1 + len(names)
 
 
 def test_gpu_networks_keep_the_other_ways_when_one_refuses(monkeypatch):
@@ -272,6 +331,7 @@ def test_gpu_sanitizes_every_direct_call_by_itself(ran):
     assert "sanitize racecheck ops/test_conv_cuda.py float16 and not bfloat16" in entries
     assert "sanitize memcheck ops/test_gram_triton.py" in entries
     assert all(command[0] == "compute-sanitizer" for command in commands)
+    assert all(("--report-api-errors=no" in command) == ("--tool=memcheck" in command) for command in commands)
     assert all("--device=cuda" in command for command in commands if command[-1] == "-rs")
 
 
