@@ -22,6 +22,7 @@ _MU, _LAMBDA1, _STEPS = (0.05, 0.01, 0.002, 0.2), (2.0, 1.0, 4.0, 8.0, 16.0), (1
 _MU_SIZE = 32  # of images to which these weights of length belong
 _LEAST_SIZE = 8  # of images, in pixels
 _CHOICE_SIZE = 64  # of images at most while the choice is made, whose time is in proportion to the pixels
+_AT_REST = 500  # steps, tried once at the end
 _AREAS = (0.07, 0.06, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015)  # of the image above a threshold; two eyes have 2.4 to 5 %
 _AWAY = 3.0  # how far below 0 a level set begins outside of a pair: the further, the slower new regions come up
 _LEAD = 0.2  # weight of what is divided beside the pairs, which are what counts: where there are none it leads there
@@ -119,10 +120,9 @@ def choose_components(v: np.ndarray, eyes: np.ndarray) -> ComponentSets:
         divided = _divided(_mean(made, names), start, *weights)
         return _mean_dice(_in_pairs(divided), eyes) + _LEAD * _mean_dice(divided, eyes)
 
-    tried = list(product(_MU, _LAMBDA1, _STEPS))
-    first = max(tried, key=lambda weights: found(locating, weights))
+    first = max(product(_MU, _LAMBDA1, _STEPS), key=lambda weights: found(locating, weights))
     constant = _grown(made, lambda names: found(names, first))
-    weights = max(tried, key=lambda weights: found(constant, weights))
+    weights = max(product(_MU, _LAMBDA1, (*_STEPS, _AT_REST)), key=lambda weights: found(constant, weights))
     return ComponentSets(tuple(locating), tuple(constant), *weights)
 
 

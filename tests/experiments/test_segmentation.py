@@ -159,7 +159,7 @@ def test_segment_finds_eyes_from_parts_that_show_them(kind):
     assert {"v2", "|v2|"} & set(chosen.constant)
     made = segment(v[:, 3:], chosen)
     for mask, start, truth in zip(made.mask, made.start, eyes[3:], strict=True):
-        assert dice(mask, truth) > 0.8
+        assert dice(mask, truth) > 0.9
         assert count_regions(mask) == 2
         assert (start[truth] > 0).mean() > 0.5
         assert not (start[~truth] > 0).any()
