@@ -25,7 +25,7 @@ codegen-full: $(VENV)/.installed build/device-tools/.installed  ## every CUDA ke
 
 # With what PYTHON has: torch with CUDA, numpy, Triton with a C compiler and Python's headers; pytest, pytest-benchmark and
 # hypothesis for tests; and nvcc, a C++ compiler, CMake, Ninja and pybind11 unless BSFAST_CUDA_LIBRARY names a library
-# built elsewhere. Each takes under 9 minutes, ends with status 2 if work is left, and goes on there when called again;
+# built elsewhere. Nothing begins after 8 minutes; a call ends with status 2 if work is left, and the next goes on there;
 # GPU_ARGS holds further options, such as --seconds=1200.
 GPU_ARGS ?=
 gpu:  ## on a machine with a GPU: operator tests on it, and a short benchmark

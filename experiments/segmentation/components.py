@@ -193,13 +193,16 @@ def _reduced(planes: np.ndarray) -> np.ndarray:
 
 
 def _check(v: np.ndarray, eyes: np.ndarray | None = None) -> None:
-    least = np.asarray(v.shape) >= 1 if v.ndim == 5 else np.zeros(1)
-    if not least.all() or v.shape[2] != 3 or min(v.shape[3:]) < _LEAST_SIZE:
-        raise ValueError(f"v must have shape (M, N, 3, H, W) of {_LEAST_SIZE} pixels or more, got {v.shape}")
+    if v.ndim != 5 or 0 in v.shape or v.shape[2] != 3 or min(v.shape[3:]) < _LEAST_SIZE:
+        raise ValueError(
+            f"segmentation: v must have shape (M, N, 3, H, W) of {_LEAST_SIZE} pixels or more, got {v.shape}"
+        )
     if not np.issubdtype(v.dtype, np.floating) or not np.isfinite(v).all():
-        raise ValueError(f"v must be floating and finite, got {v.dtype} with {np.sum(~np.isfinite(v))} others")
+        raise ValueError(
+            f"segmentation: v must be floating and finite, got {v.dtype}, {np.sum(~np.isfinite(v))} not finite"
+        )
     if eyes is not None and eyes.shape != (v.shape[1], *v.shape[3:]):
-        raise ValueError(f"eyes must have shape {(v.shape[1], *v.shape[3:])}, got {eyes.shape}")
+        raise ValueError(f"segmentation: eyes must have shape {(v.shape[1], *v.shape[3:])}, got {eyes.shape}")
 
 
 def _divided(image: np.ndarray, start: np.ndarray, mu: float, lambda1: float, steps: int) -> np.ndarray:

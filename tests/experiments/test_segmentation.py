@@ -193,11 +193,13 @@ def test_choose_components_averages_large_images_down_and_segment_scales_the_wei
 def test_segmentation_errors_name_what_was_expected_and_what_came():
     v, eyes = np.zeros((2, 3, 3, SIZE, SIZE)), np.stack([EYES] * 3)
     for wrong in (v[0], v[:, :0], v[:, :, :2], v[..., :4]):
-        with pytest.raises(ValueError, match=r"v must have shape \(M, N, 3, H, W\) of 8 pixels or more, got "):
+        with pytest.raises(
+            ValueError, match=r"segmentation: v must have shape \(M, N, 3, H, W\) of 8 pixels or more, got "
+        ):
             choose_components(wrong, eyes)
-    with pytest.raises(ValueError, match="v must be floating and finite, got float64 with 1 others"):
+    with pytest.raises(ValueError, match="segmentation: v must be floating and finite, got float64, 1 not finite"):
         choose_components(np.where(np.arange(v.size).reshape(v.shape) == 5, np.nan, v), eyes)
-    with pytest.raises(ValueError, match=r"eyes must have shape \(3, 32, 32\), got \(2, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"segmentation: eyes must have shape \(3, 32, 32\), got \(2, 32, 32\)"):
         choose_components(v, eyes[:2])
     with pytest.raises(ValueError, match=r"sets must name some of v1, -v1, \|v1\|, .*, got none"):
         segment(v, ComponentSets(("v1",), ()))
